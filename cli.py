@@ -1,0 +1,299 @@
+"""The command line: each command parses its options and calls one function elsewhere."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline import __version__
+from pipeline.errors import SpectralError
+
+Command = Callable[..., Any]
+
+
+class _Group(click.Group):
+    """Turns what a user can cause into one line and exit status 1: here and nowhere else."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SpectralError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Error: interrupted; run the same command again to go on", err=True)
+            ctx.exit(130)
+
+
+def _apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several click options as one decorator, in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_PATH = click.Path(path_type=Path)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+_data_options = _apply(
+    click.option("--data", type=_PATH, help="A prepared directory, or a folder that holds some "
+                 "[default: $SPECTRAL_DATA, else ./data]."),
+    click.option("--dataset", help="Choose among prepared data sets by name."),
+    click.option("--splits", type=int, help="Choose by number of shards."),
+    click.option("--size", type=int, help="Choose by image size in px."),
+    click.option("--transform", help="Choose by transform."),
+    click.option("--layout", help="Choose by layout."),
+    click.option("--codec", help="Choose by codec."),
+)
+_runs_option = click.option("--runs", type=_PATH, help="Where runs live "
+                            "[default: $SPECTRAL_RUNS, else ./runs].")
+_recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="spectral")
+@click.option("-v", "--verbose", is_flag=True, help="Say more of what is done.")
+def main(verbose: bool) -> None:
+    """Train ImageNet-size classifiers without a big machine.
+
+    \b
+    spectral prepare imagenet21k --source DIR --splits 36   once, offline, CPU only
+    spectral train --shard 7                                36 independent jobs
+    spectral ensemble                                       one fused classifier, measured
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
+    )
+    logging.getLogger("trainer").setLevel(logging.INFO)
+
+
+@main.command()
+@_json_option
+def datasets(as_json: bool) -> None:
+    """List the known data sets, with sizes and where to get them.
+
+    Any other name works too: spectral prepare NAME --source DIR --size S
+
+    Example: spectral datasets
+    """
+    from dataclasses import asdict
+
+    from pipeline.catalogue import catalogue
+
+    specs = catalogue().values()
+    if as_json:
+        click.echo(json.dumps([asdict(spec) for spec in specs], indent=1))
+        return
+    for spec in specs:
+        sizes = [f"{spec.size} px"] + [f"{px} px for --splits {n}" for n, px in spec.sizes.items()]
+        counts = ", ".join(f"{count:,} {split}" for split, count in spec.images.items())
+        click.echo(f"{spec.name}: {spec.title}")
+        click.echo(f"  {spec.classes:,} classes, {counts}; {', '.join(sizes)}; "
+                   f"{'grey' if spec.channels == 1 else 'RGB'}; recipe {spec.recipe}")
+        click.echo(f"  source: {', '.join(spec.layouts)}; get it: {spec.get}; terms: {spec.terms}")
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--source", type=_PATH, required=True,
+              help="Folder with {train,val}/<class>/<image>, or <class>/<image> (all train).")
+@click.option("--splits", type=int, required=True, help="Number of shards: 1, 4, 16, 36, …")
+@click.option("--size", type=int, help="Side of the resized image in px [default: the data set's].")
+@click.option("--channels", type=int, help="1 (grey) or 3 (RGB) [default: the data set's, else 3].")
+@click.option("--transform", help="dct, dct2 or none [default: dct].")
+@click.option("--layout", help="phase or block [default: phase].")
+@click.option("--codec", help="zstd or raw; with --splits 1 jpeg or raw [default: the first].")
+@click.option("--step", type=float, help="Quantiser step in grey levels [default: ≥ 40 dB].")
+@click.option("--resize", help="squash, crop or shortest [default: squash].")
+@click.option("--calib", type=float, help="Share of train kept for fusion [default: 0.02].")
+@click.option("--out", type=_PATH, help="Where data sets live [default: $SPECTRAL_DATA, else ./data].")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one per core].")
+@click.option("--limit", type=int, help="At most so many images per split, spread evenly.")
+@click.option("--max-bad", type=click.IntRange(min=0),
+              help="Unusable images tolerated [default: 0.1 %, at least 20].")
+@_json_option
+def prepare(dataset: str, source: Path, splits: int, out: Path | None, workers: int | None,
+            max_bad: int | None, as_json: bool, **options: Any) -> None:
+    """Resize DATASET once and split every image into spectral shards.
+
+    Each image is decoded once; shard k holds plane k of every image. Run again, it says that
+    it is finished.
+
+    Example: spectral prepare cifar10 --source cifar10/ --splits 4
+    """
+    import os
+
+    from pipeline.inspect import describe, lines
+    from pipeline.options import preparation
+    from pipeline.prepare import prepare as run
+
+    directory, _, existed = run(
+        preparation(dataset, splits, **options), source,
+        out or Path(os.environ.get("SPECTRAL_DATA", "data")),
+        workers=workers or len(os.sched_getaffinity(0)), max_bad=max_bad, progress=_progress(as_json),
+    )
+    found = describe(directory)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    click.echo("already finished:" if existed else "finished:")
+    click.echo("\n".join(lines(found)))
+
+
+@main.command()
+@click.argument("path", type=_PATH)
+@_json_option
+@click.option("--png", type=_PATH, help="Write a contact sheet of planes and rebuilt images.")
+def inspect(path: Path, as_json: bool, png: Path | None) -> None:
+    """Say what a beton or a prepared directory is and holds.
+
+    Example: spectral inspect data/cifar10/sub4 --png sheet.png
+    """
+    from pipeline.inspect import describe, lines
+
+    found = describe(path)
+    click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+    if png is not None:
+        from pipeline.sheet import draw
+
+        draw(path, png)
+        click.echo(f"wrote {png}", err=True)
+
+
+@main.command()
+@click.argument("directory", type=_PATH)
+def verify(directory: Path) -> None:
+    """Re-read a prepared directory against the recorded digests; name what is damaged.
+
+    Example: spectral verify data/cifar10/sub4
+    """
+    from pipeline.errors import DamagedError
+    from pipeline.verify import verify as run
+
+    if damaged := run(directory, _progress(False)):
+        raise DamagedError("\n  ".join([f"{len(damaged)} damaged:", *damaged]))
+    click.echo(f"{directory}: all files are as they were written")
+
+
+@main.command()
+@click.option("--shard", "shards", required=True, help="7, 0-3, 3,5 or all.")
+@_data_options
+@click.option("--recipe", help="A recipe's name or file [default: the data set's].")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
+              help="Change a value of the recipe, e.g. optimizer.lr=0.05; may be repeated.")
+@click.option("--name", help="Folder of the runs, in place of RECIPE+KEY=VALUE….")
+@_runs_option
+def train(shards: str, data: Path | None, recipe: str | None, settings: tuple[str, ...],
+          name: str | None, runs: Path | None, **wanted: Any) -> None:
+    """Train one ordinary network per shard.
+
+    Several shards run one after the other. A finished run is left as it is, an unfinished one
+    resumes after its last epoch.
+
+    Example: spectral train --shard 0-3 --dataset cifar10 --splits 4 --set epochs=10
+    """
+    from trainer.jobs import train_shards
+    from trainer.selection import parse_shards, runs_root, select
+
+    prepared = select(data, **wanted)
+    numbers = parse_shards(shards, prepared.manifest.preparation.splits)
+    for line in train_shards(prepared, numbers, recipe, settings, name, runs_root(runs),
+                             _progress(False)):
+        click.echo(line)
+
+
+@main.command()
+@_data_options
+@_recipe_option
+@_runs_option
+@_json_option
+def ensemble(data: Path | None, recipe: str | None, runs: Path | None, as_json: bool,
+             **wanted: Any) -> None:
+    """Fuse the trained sub-networks and measure them on val.
+
+    Weights come from the calib split; val is only reported on.
+
+    Example: spectral ensemble --dataset cifar10 --splits 4
+    """
+    from trainer.ensemble import ensemble as run
+    from trainer.ensemble import select_group
+    from trainer.report import table
+    from trainer.selection import runs_root, select
+    from trainer.train import pick_device
+
+    prepared = select(data, **wanted)
+    base = runs_root(runs) / prepared.described
+    result = run(prepared, select_group(base, recipe), pick_device(), _progress(as_json))
+    click.echo(json.dumps(result, indent=1) if as_json else table(result))
+
+
+@main.command()
+@click.argument("images", type=_PATH, nargs=-1, required=True)
+@click.option("--dataset", help="Choose among trained classifiers by data set.")
+@_recipe_option
+@_runs_option
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True,
+              help="Classes to print.")
+@_json_option
+def predict(images: tuple[Path, ...], dataset: str | None, recipe: str | None,
+            runs: Path | None, top: int, as_json: bool) -> None:
+    """Classify image files with the fused network.
+
+    Example: spectral predict photo.jpg
+    """
+    from trainer.predict import predict_all
+    from trainer.selection import runs_root
+
+    found = predict_all(runs_root(runs), dataset, recipe, images, top)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    for prediction in found:
+        click.echo(prediction["image"])
+        for row in prediction["classes"]:
+            click.echo(f"  {row['probability']:7.2%}  {row['class']}")
+
+
+@main.command()
+@click.option("--out", type=_PATH, default=Path("demo"), show_default=True,
+              help="Folder for images, shards, runs and the picture.")
+@click.option("--json", "json_file", type=_PATH, help="Write the table there.")
+def demo(out: Path, json_file: Path | None) -> None:
+    """The whole line on handwritten digits, in minutes, on a CPU.
+
+    Prepares sub4 and the unsplit baseline, trains five small networks, fuses, measures.
+
+    Example: spectral demo
+    """
+    from pipeline.digits import write_digits
+    from pipeline.options import preparation
+    from pipeline.prepare import prepare as prepare_data
+    from trainer.demo import run
+
+    images = write_digits(out / "images")
+    for splits, codec in ((4, "zstd"), (1, "raw")):
+        prepare_data(
+            preparation("demo", splits, codec=codec, calib=0.15), images, out / "data", workers=2,
+            max_bad=None, progress=_progress(False),
+        )
+    click.echo(run(out, json_file, _progress(False)))
+
+
+def _progress(quiet: bool) -> Any:
+    """The progress display that long work is given; none where standard output is JSON."""
+    from contextlib import nullcontext
+
+    from pipeline.progress import progress
+
+    return (lambda what, total, unit: nullcontext(lambda count, note: None)) if quiet else progress
+
+
+if __name__ == "__main__":
+    main()

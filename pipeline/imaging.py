@@ -1,0 +1,48 @@
+"""Bytes of an image file in, what a preparation stores of it out.
+
+`image_to_values` is the whole chain for one image; prediction uses the same one.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decode import BadImage, decode
+from pipeline.options import Preparation
+from pipeline.resize import resize
+from pipeline.splitter import Planes, Splitter
+
+MAX_ASPECT = 32  # of images whose aspect is kept
+
+
+def load(data: bytes, prep: Preparation) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The resized pixels (H, W, channels), and the image's own (width, height) in px.
+
+    BadImage with the reason when the bytes hold no usable image. The own size is that of
+    the decoded image, which a draft may have reduced.
+    """
+    image = decode(data, prep.channels, prep.size)
+    width, height = image.size
+    if prep.resize == "shortest" and max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f"{width}x{height} px is longer than {MAX_ASPECT}:1")
+    return resize(image, prep.resize, prep.size), (width, height)
+
+
+def image_to_values(data: bytes, prep: Preparation, splitter: Splitter | None) -> Planes:
+    """What a trained network gets of an image file: (N, channels, h, w) int8, centred on 0.
+
+    The quantised planes, or for `--splits 1` (splitter None) the pixels less 128; an image
+    whose aspect was kept is cut to its centred square. BadImage if it is no image.
+    """
+    pixels, _ = load(data, prep)
+    if splitter is None:
+        centre = _centre(pixels, prep.input_shape[1])
+        return (centre ^ 128).view(np.int8).transpose(2, 0, 1)[None].copy()
+    planes = splitter.empty()
+    splitter.split(pixels, planes, np.zeros(prep.splits, np.int64))
+    return planes
+
+
+def _centre(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The centred square of `side` px."""
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return pixels[top : top + side, left : left + side]

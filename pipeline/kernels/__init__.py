@@ -1,0 +1,1 @@
+"""numba kernels, one module each; `jit` owns their compiler options."""

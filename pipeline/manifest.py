@@ -1,0 +1,160 @@
+"""manifest.json of a prepared directory: written last, read and checked first."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import __version__
+from pipeline.errors import ConfigError, DamagedError
+from pipeline.options import Preparation
+
+SCHEMA = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Statistics of one plane. `offset` per rotated channel; `mean` and `std` per RGB (or
+    grey) channel over train, in grey levels after the colour rotation is undone."""
+
+    k: int
+    step: float
+    offset: list[float]
+    clipped: float
+    mean: list[float]
+    std: list[float]
+    bytes_per_sample: float
+    psnr_db: float | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a reader needs to know of a prepared directory (docs/format.md)."""
+
+    preparation: Preparation
+    tool_version: str
+    source: str
+    layout: str
+    fingerprint: str
+    resize_filter: str
+    classes: list[str]
+    counts: dict[str, dict[str, int]]
+    psnr_db: float | None
+    psnr_images: int
+    colour: list[list[float]]
+    matrix: list[list[float]]
+    planes: list[Plane]
+    files: dict[str, dict[str, Any]]
+    digest: str = ""
+
+    def shard(self, split: str, k: int) -> str:
+        """Path of a shard within the directory."""
+        return f"{split}/shard_{k:02d}.beton"
+
+    def written(self, split: str) -> int:
+        """Samples in each shard of a split."""
+        return self.counts[split]["written"]
+
+    def check_shard(self, k: int) -> None:
+        """ConfigError if there is no plane k."""
+        if not 0 <= k < self.preparation.splits:
+            raise ConfigError(
+                f"shard {k} does not exist: {self.preparation.dataset} "
+                f"{self.preparation.folder()} has shards 0 to {self.preparation.splits - 1}"
+            )
+
+    def save(self, directory: Path) -> None:
+        """Write beside, sync, rename."""
+        content = {"schema": SCHEMA, **asdict(self), "digest": ""}
+        content["digest"] = _digest(content)
+        partial = directory / (NAME + ".partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(_dump(content))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(directory / NAME)
+        sync_directory(directory)
+
+
+def load(directory: Path) -> Manifest:
+    """The manifest of a finished directory; an error that says what is wrong otherwise."""
+    path = directory / NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        if not directory.is_dir():
+            raise ConfigError(f"{directory}: no such directory") from error
+        raise ConfigError(
+            f"{directory} has no {NAME}: not a prepared directory, or preparation "
+            "has not finished; run `spectral prepare` (again)"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"cannot read {path}: {error}") from error
+    return _parse(path, text)
+
+
+def _parse(path: Path, text: str) -> Manifest:
+    try:
+        content = json.loads(text)
+        schema = content.pop("schema")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DamagedError(f"{path} is damaged: not the JSON that was written") from error
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise ConfigError(
+            f"{path} has schema {schema!r}, this version ({__version__}) reads up to {SCHEMA}: "
+            "update spectral"
+        )
+    recorded = content.get("digest")
+    if _digest({"schema": schema, **content, "digest": ""}) != recorded:
+        raise DamagedError(f"{path} is damaged: its digest does not match its content")
+    try:
+        content["preparation"] = Preparation(**content["preparation"])
+        content["planes"] = [Plane(**plane) for plane in content["planes"]]
+        return Manifest(**content)
+    except (TypeError, KeyError) as error:
+        raise DamagedError(f"{path} lacks or adds fields: {error}") from error
+
+
+def _dump(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames within `directory` survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def unrotated_moments(
+    pixels: int,
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    step: float,
+    offset: NDArray[np.float64],
+    colour: NDArray[np.float64],
+) -> tuple[list[float], list[float]]:
+    """Mean and deviation per RGB channel in grey levels, from sums over one plane's integers.
+
+    first: (C,), second: (C, C); value = step·q + offset per rotated channel, rgb = Rᵀ·value.
+    """
+    if not pixels:
+        return [0.0] * len(first), [1.0] * len(first)
+    mean = first / pixels
+    covariance = second / pixels - np.outer(mean, mean)
+    rgb_mean = colour.T @ (step * mean + offset)
+    rgb_variance = np.diag(colour.T @ covariance @ colour) * step**2
+    return rgb_mean.tolist(), np.sqrt(np.maximum(rgb_variance, 0.0)).tolist()

@@ -1,0 +1,62 @@
+"""Progress of long work: a bar on a terminal, plain lines otherwise."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int, str], None]
+PLAIN_EVERY = 10.0  # seconds between plain lines
+
+
+@contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
+    """Yields advance(count, note): `count` more of `total` are done, `note` is shown."""
+    with _bar(what, total, unit) if sys.stdout.isatty() else _lines(what, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich import progress as rich
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TextColumn("{task.completed}/{task.total} {task.fields[rate]}"),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}"),
+    )
+    started = time.monotonic()
+    with rich.Progress(*columns) as bars:
+        task = bars.add_task(what, total=total, rate="", note="")
+
+        def advance(count: int, note: str = "") -> None:
+            bars.update(task, advance=count, note=note)
+            done = bars.tasks[0].completed
+            rate = done / max(time.monotonic() - started, 1e-9)
+            bars.update(task, rate=f"{rate:,.0f} {unit}/s")
+
+        yield advance
+
+
+@contextmanager
+def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
+    started = last = time.monotonic()
+    done = 0
+
+    def line(note: str) -> str:
+        seconds = max(time.monotonic() - started, 1e-9)
+        left = (total - done) * seconds / max(done, 1)
+        text = f"{what}: {done}/{total} {unit}, {done / seconds:,.0f} {unit}/s, {left:.0f} s left"
+        return f"{text}, {note}" if note else text
+
+    def advance(count: int, note: str = "") -> None:
+        nonlocal done, last
+        done += count
+        if time.monotonic() - last >= PLAIN_EVERY:
+            last = time.monotonic()
+            print(line(note), flush=True)
+
+    yield advance
+    print(f"{what}: {done}/{total} {unit} in {time.monotonic() - started:.1f} s", flush=True)

@@ -1,0 +1,131 @@
+"""A prepared directory in, a PNG contact sheet out: originals, rebuilt images, planes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import manifest
+from pipeline.beton import BetonReader
+from pipeline.codec import decode_plane, decode_whole
+from pipeline.decode import BadImage
+from pipeline.errors import SourceError
+from pipeline.imaging import load
+from pipeline.manifest import Manifest
+from pipeline.prepare import SAMPLES, psnr
+from pipeline.sources import recognise
+from pipeline.splits import SPLITS
+from pipeline.splitter import Splitter
+
+DIFFERENCE_GAIN = 16
+PLANE_GAIN = 8  # of the planes other than 0, whose values are small
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample: what the sheet shows of it. Pixels are (H, W, 3) uint8."""
+
+    name: str
+    rebuilt: NDArray[np.uint8]
+    planes: NDArray[np.uint8] | None
+    original: NDArray[np.uint8] | None
+
+
+def draw(directory: Path, target: Path, samples: int = 4) -> None:
+    """Write the sheet of some samples, spread over the largest split."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = manifest.load(directory)
+    rows = _rows(directory, found, samples)
+    titles = ["original", "rebuilt", f"difference ×{DIFFERENCE_GAIN}",
+              f"planes (k ≥ 1: ×{PLANE_GAIN})"]
+    figure, axes = plt.subplots(
+        len(rows), 4, figsize=(13, 3.3 * len(rows) + 0.5), squeeze=False, layout="constrained"
+    )
+    for line, row in zip(axes, rows, strict=True):
+        for axis, title, pixels in zip(line, titles, _cells(row), strict=True):
+            axis.set_axis_off()
+            if pixels is not None:
+                axis.imshow(pixels, interpolation="nearest")
+                axis.set_title(title, fontsize=9)
+        line[1].set_title(_rebuilt_title(row), fontsize=9)
+        line[0].text(0, -0.03, row.name, transform=line[0].transAxes, fontsize=7, va="top")
+    prep = found.preparation
+    figure.suptitle(f"{prep.dataset} {directory.name}: {prep.splits} planes, {prep.transform}")
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def _cells(row: Row) -> list[NDArray[np.uint8] | None]:
+    difference = None
+    if row.original is not None:
+        delta = row.rebuilt.astype(np.int32) - row.original
+        difference = np.clip(128 + DIFFERENCE_GAIN * delta, 0, 255).astype(np.uint8)
+    return [row.original, row.rebuilt, difference, row.planes]
+
+
+def _rebuilt_title(row: Row) -> str:
+    if row.original is None:
+        return "rebuilt (the source is not there to compare)"
+    delta = row.rebuilt.astype(np.float64) - row.original
+    quality = psnr(float((delta * delta).sum()), delta.size)
+    return "rebuilt, " + ("exact" if quality is None else f"{quality:.1f} dB")
+
+
+def _rows(directory: Path, found: Manifest, count: int) -> list[Row]:
+    prep = found.preparation
+    split = max(SPLITS, key=found.written)
+    readers = [BetonReader(directory / found.shard(split, k)) for k in range(prep.splits)]
+    chosen = np.linspace(0, readers[0].samples - 1, min(count, readers[0].samples)).astype(int)
+    table = pq.read_table(directory / SAMPLES, columns=["id", "split", "status"])
+    stored = pc.and_(pc.equal(table["split"], split), pc.equal(table["status"], "written"))
+    ids = table["id"].filter(stored)
+    return [_row(found, readers, i, ids[i].as_py()) for i in chosen.tolist()]
+
+
+def _row(found: Manifest, readers: list[BetonReader], i: int, name: str) -> Row:
+    prep = found.preparation
+    original = _original(found, name)
+    if prep.splits == 1:
+        stored = decode_whole(readers[0].payload(i), prep.codec, readers[0].shape(i))
+        return Row(name, _rgb(stored), None, original)
+    splitter = Splitter(prep)
+    planes = np.stack(
+        [decode_plane(r.payload(i), prep.codec, prep.plane_shape) for r in readers]
+    )
+    return Row(name, _rgb(splitter.rebuild(planes)), _mosaic(splitter, planes), original)
+
+
+def _original(found: Manifest, name: str) -> NDArray[np.uint8] | None:
+    """The source image, resized; None if the source has gone."""
+    try:
+        source = recognise(Path(found.source))
+        return _rgb(load(source.read(name), found.preparation)[0])
+    except (SourceError, OSError, BadImage):
+        return None
+
+
+def _mosaic(splitter: Splitter, planes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """All planes, k row by row, in their own colours on mid grey, with thin lines between."""
+    p, (channels, height, width) = splitter.prep.p, splitter.prep.plane_shape
+    sheet = np.full((p * (height + 1), p * (width + 1), channels), 255, np.uint8)
+    scaled: Any = planes * splitter.steps[:, None, None, None]
+    rgb = np.einsum("kchw,cd->khwd", scaled, splitter.colour)
+    phases = splitter.prep.transform == "none"
+    for k, plane in enumerate(rgb):
+        gain = 1.0 if phases else (1 if k == 0 else PLANE_GAIN) / p
+        top, left = k // p * (height + 1), k % p * (width + 1)
+        pixels = np.clip(127.5 + gain * plane, 0, 255).astype(np.uint8)
+        sheet[top : top + height, left : left + width] = pixels
+    return _rgb(sheet)
+
+
+def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels

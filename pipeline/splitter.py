@@ -1,0 +1,89 @@
+"""One resized image in, its quantised spectral planes out; and back."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import transforms
+from pipeline.kernels.project import FRACTION_BITS
+from pipeline.options import Preparation
+
+Planes = NDArray[np.int8]
+Pixels = NDArray[np.uint8]
+
+
+class Splitter:
+    """The split, transform, colour rotation and quantiser of one `Preparation` (splits > 1).
+
+    planes = round((C · X · Rᵀ − offset) / step), with C over phases and R over colours.
+    """
+
+    def __init__(self, prep: Preparation) -> None:
+        self.prep = prep
+        self.matrix = transforms.matrix(prep.p, prep.transform)
+        self.colour = transforms.colour_matrix(prep.channels)
+        self.steps = transforms.steps(prep.p, prep.transform, prep.step)
+        self.offsets = transforms.offsets(prep.p, prep.transform, prep.channels)
+        self._weights = np.rint(self.matrix * 2.0**FRACTION_BITS).astype(np.int32)
+        self._parity = _parity(self._weights)
+        norm = transforms.COLOUR_NORM if prep.channels == 3 else np.ones(1)
+        fixed = 2.0 * 2.0**FRACTION_BITS  # values are doubled, the matrix is fixed point
+        self._scale = (1.0 / (fixed * np.outer(self.steps, norm))).astype(np.float32)
+
+    def split(self, image: Pixels, planes: Planes, clipped: NDArray[np.int64]) -> None:
+        """Fill `planes` (N, channels, h, w) from `image` (H, W, channels); count what clips."""
+        from pipeline.kernels.analyse import analyse
+
+        block = self.prep.layout == "block"
+        analyse(image, self._weights, self._parity, self._scale, block, planes, clipped)
+
+    def empty(self) -> Planes:
+        """An array for `split` to fill."""
+        return np.empty((self.prep.splits, *self.prep.plane_shape), dtype=np.int8)
+
+    def coefficients(self, image: Pixels) -> NDArray[np.float64]:
+        """The planes before quantisation, in grey levels: (N, channels, h, w)."""
+        c, h, w = self.prep.plane_shape
+        phases = _phases(image, self.prep.p, self.prep.layout)
+        rotated = phases @ self.colour.T
+        flat = self.matrix @ rotated.reshape(self.prep.splits, -1)
+        return np.moveaxis(flat.reshape(self.prep.splits, h, w, c), 3, 1)
+
+    def dequantise(self, planes: Planes) -> NDArray[np.float64]:
+        """Grey levels of quantised planes: step·q + offset, (N, channels, h, w)."""
+        scaled = planes * self.steps[:, None, None, None]
+        return np.asarray(scaled + self.offsets[:, :, None, None], dtype=np.float64)
+
+    def rebuild(self, planes: Planes) -> Pixels:
+        """The image (H, W, channels) uint8 that `planes` (N, channels, h, w) hold."""
+        c, h, w = self.prep.plane_shape
+        values = np.moveaxis(self.dequantise(planes), 1, 3).reshape(self.prep.splits, -1)
+        phases = (self.matrix.T @ values).reshape(self.prep.splits, h, w, c) @ self.colour
+        image = _merge(phases, self.prep.p, self.prep.layout)
+        return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _parity(weights: NDArray[np.int32]) -> NDArray[np.int8]:
+    """+1 for symmetric rows, −1 for antisymmetric ones, else 0: (N,)."""
+    mirrored = weights[:, ::-1]
+    even = (weights == mirrored).all(axis=1)
+    odd = (weights == -mirrored).all(axis=1)
+    return np.where(even, 1, np.where(odd, -1, 0)).astype(np.int8)
+
+
+def _phases(image: Pixels, p: int, layout: str) -> NDArray[np.float64]:
+    """(p², h, w, channels) from (H, W, channels)."""
+    size, _, channels = image.shape
+    h = size // p
+    if layout == "phase":
+        cut = image.reshape(h, p, h, p, channels).transpose(1, 3, 0, 2, 4)
+    else:
+        cut = image.reshape(p, h, p, h, channels).transpose(0, 2, 1, 3, 4)
+    return cut.reshape(p * p, h, h, channels).astype(np.float64)
+
+
+def _merge(phases: NDArray[np.float64], p: int, layout: str) -> NDArray[np.float64]:
+    """The inverse of `_phases`."""
+    _, h, w, channels = phases.shape
+    cut = phases.reshape(p, p, h, w, channels)
+    order = (2, 0, 3, 1, 4) if layout == "phase" else (0, 2, 1, 3, 4)
+    return cut.transpose(order).reshape(h * p, w * p, channels)

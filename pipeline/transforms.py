@@ -1,0 +1,106 @@
+"""(p, transform) in; matrices, signs of exact flips, quantiser steps and offsets out.
+
+Source of the method: Liu, Wang, Yuan, Han, "Spectral Tensor Layers for
+Communication-Free Distributed Deep Learning". Notation: an image has phases X[n],
+n = r·p + c; plane k is Y[k] = Σₙ C[k, n]·X[n] with C (N, N) orthonormal, N = p².
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+TRANSFORMS = ("dct", "dct2", "none")
+
+# Rows: achromatic axis, red-blue, green against red and blue. Orthonormal. Their
+# integer forms (1, 1, 1), (1, 0, -1), (1, -2, 1) are what the kernels compute with.
+COLOUR_INTEGER = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=np.int32)
+COLOUR_NORM = np.sqrt((COLOUR_INTEGER.astype(np.float64) ** 2).sum(axis=1))
+
+MID_GREY = 127.5
+
+# Largest steps (in half units) at which 395 ImageNet photographs keep at least 40 dB pooled
+# (`benchmarks/size.py`), by p from 2 up; the last one serves every larger p.
+_STEPS = {
+    "dct": (11.0, 11.5, 11.5, 12.0),
+    "dct2": (11.0, 12.0, 12.5, 13.0),
+    "none": (9.0,),
+}
+
+
+def default_step(p: int, transform: str) -> float:
+    """Quantiser step that keeps photographs at ≥ 40 dB pooled; 0 for the unsplit image."""
+    if p == 1:
+        return 0.0
+    table = _STEPS[transform]
+    return table[min(p - 2, len(table) - 1)]
+
+
+def dct_matrix(n: int) -> NDArray[np.float64]:
+    """Orthonormal DCT-II, shape (n, n): row k is the k-th basis vector."""
+    k, i = np.arange(n)[:, None], np.arange(n)[None, :]
+    matrix = np.sqrt(2.0 / n) * np.cos(np.pi * k * (2 * i + 1) / (2 * n))
+    matrix[0] = 1.0 / math.sqrt(n)
+    return np.asarray(matrix, dtype=np.float64)
+
+
+def matrix(p: int, transform: str) -> NDArray[np.float64]:
+    """C, shape (p², p²), orthonormal."""
+    if transform == "dct":
+        return dct_matrix(p * p)
+    if transform == "dct2":
+        return np.kron(dct_matrix(p), dct_matrix(p))
+    return np.eye(p * p)
+
+
+def colour_matrix(channels: int) -> NDArray[np.float64]:
+    """R, orthonormal, shape (channels, channels): rotated = R @ rgb. Grey is left as it is."""
+    if channels == 1:
+        return np.eye(1)
+    return COLOUR_INTEGER / COLOUR_NORM[:, None]
+
+
+def steps(p: int, transform: str, step: float) -> NDArray[np.float64]:
+    """Quantiser step of each plane, shape (p²,).
+
+    One step for all; plane 0 of a DCT gets a larger one where its mean, which spans
+    p·255·√3, would not fit into the 255 levels of an int8 without −128.
+    """
+    result = np.full(p * p, step, dtype=np.float64)
+    if transform != "none":
+        result[0] = max(step, p * 2 * MID_GREY * math.sqrt(3) / 254)
+    return result
+
+
+def offsets(p: int, transform: str, channels: int) -> NDArray[np.float64]:
+    """What an all-mid-grey image gives, shape (p², channels): value = step·q + offset."""
+    planes = matrix(p, transform).sum(axis=1)
+    planes[np.abs(planes) < 1e-9] = 0.0
+    axes = colour_matrix(channels).sum(axis=1)
+    axes[np.abs(axes) < 1e-9] = 0.0
+    return MID_GREY * planes[:, None] * axes[None, :]
+
+
+def flip_sign(p: int, transform: str, k: int, flip: str) -> int:
+    """±1 if flipping an image equals ± the flip of its plane k; 0 where it does not.
+
+    `flip` is "horizontal", "vertical" or "rotate180". `dct2`: all three, signs
+    (−1)^(k mod p), (−1)^(k div p) and their product. `dct`: the rotation for every k,
+    (−1)^k; the horizontal flip for k divisible by p, (−1)^(k/p); the vertical flip,
+    which is rotation after horizontal flip, for the same k. `none`: a flip swaps
+    phases, so none is exact unless the phase is its own mirror (odd p). Exact also
+    after quantisation, which is symmetric about 0, and for both layouts.
+    """
+    u, v = divmod(k, p)
+    if transform == "dct2":
+        signs = {"horizontal": (-1) ** v, "vertical": (-1) ** u, "rotate180": (-1) ** (u + v)}
+        return signs[flip]
+    if transform == "dct":
+        if flip == "rotate180":
+            return (-1) ** k
+        if v:
+            return 0
+        return (-1) ** u if flip == "horizontal" else (-1) ** (u + k)
+    mirror = {"horizontal": v, "vertical": u}.get(flip)
+    middle = 2 * mirror == p - 1 if mirror is not None else 2 * u == p - 1 == 2 * v
+    return 1 if middle else 0

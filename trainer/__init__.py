@@ -1,0 +1,1 @@
+"""The trainer: one spectral shard in, one ordinary network out; and their fusion."""

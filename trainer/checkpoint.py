@@ -1,0 +1,31 @@
+"""Training state in, files that are whole or absent out; and back, never unpickled."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import DamagedError
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write beside, sync, rename."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any]:
+    """DamagedError for anything that is not a checkpoint of plain tensors and numbers."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many types on damaged or foreign files
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedError(f"{path} cannot be loaded as a checkpoint: {first}") from error
+    if not isinstance(state, dict) or "model" not in state:
+        raise DamagedError(f"{path} is no checkpoint of this tool: no network in it")
+    return state

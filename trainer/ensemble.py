@@ -1,0 +1,165 @@
+"""The trained sub-networks of one data set and recipe in; the fused classifier, measured, out."""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline import manifest
+from pipeline.errors import ConfigError
+from trainer import checkpoint, fuse, models
+from trainer.evaluate import metrics, predict_split
+from trainer.loader import ShardLoader
+from trainer.normalise import Normaliser
+from trainer.recipe import Recipe, resolve
+from trainer.rundir import RunDir
+from trainer.selection import Prepared
+
+log = logging.getLogger(__name__)
+NAME = "ensemble.json"
+METHODS = ("average", "geometric", "learned")
+ProgressBar = Callable[[str, int, str], AbstractContextManager[Callable[[int, str], None]]]
+
+
+def select_group(base: Path, name: str | None) -> Path:
+    """The runs of one recipe among those in `base`; `name`: its label, or how it starts."""
+    found = sorted({path.parent for path in base.glob("*/shard_*") if path.is_dir()})
+    if not found:
+        raise ConfigError(f"no trained networks in {base}: run `spectral train` first")
+    exact = [path for path in found if path.name == name]
+    fitting = exact or [path for path in found if name is None or path.name.startswith(name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = "\n  ".join(f"--recipe {path.name}" for path in fitting or found)
+    problem = "several recipes were trained" if fitting else f"no run of {name}"
+    raise ConfigError(f"{problem} in {base}; choose one of\n  {listed}")
+
+
+def finished_runs(group: Path, data: Prepared) -> dict[int, RunDir]:
+    """Shard → its finished run; missing and unfinished ones are said. A run on other data is
+    an error."""
+    runs: dict[int, RunDir] = {}
+    for k in range(data.manifest.preparation.splits):
+        run = RunDir.of(group, k)
+        if not run.path.is_dir():
+            log.warning("shard %d was not trained: left out", k)
+        elif run.result is None:
+            log.warning("shard %d has not finished training: left out", k)
+        elif manifest.load(run.path).digest != data.manifest.digest:
+            raise ConfigError(
+                f"{run.path} was trained on other data than {data.directory}: train it again, "
+                "or name the data that it was trained on with --data"
+            )
+        else:
+            runs[k] = run
+    if not runs:
+        raise ConfigError(f"no shard of {group} has finished training")
+    return runs
+
+
+def load_network(run: RunDir, data: manifest.Manifest, device: torch.device) -> nn.Module:
+    """The network of a run with its best weights, ready to predict."""
+    recipe = recipe_of(run)
+    channels, size, _ = data.preparation.input_shape
+    network = models.build(
+        recipe.model, classes=len(data.classes), channels=channels, size=size, **recipe.model_args
+    )
+    state = checkpoint.load(run.best, torch.device("cpu"))["model"]
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError) as error:
+        raise ConfigError(f"{run.best} does not fit its recipe's network: {error}") from error
+    return network.to(device).eval()
+
+
+def recipe_of(run: RunDir) -> Recipe:
+    """The recipe that a run was started with."""
+    return resolve(str(run.path / "recipe.toml"))[0]
+
+
+def ensemble(
+    data: Prepared, group: Path, device: torch.device, progress_bar: ProgressBar
+) -> dict[str, Any]:
+    """Each network and each way to fuse them, measured on val; written to ensemble.json."""
+    if not data.manifest.written("val"):
+        raise ConfigError(f"{data.directory} has no val split: nothing to measure on")
+    runs = finished_runs(group, data)
+    calib, val = _all_logits(data, runs, device, progress_bar)
+    weights = _all_weights(calib, len(runs))
+    result: dict[str, Any] = {
+        "data": data.described,
+        "recipe": group.name,
+        "missing": sorted(set(range(data.manifest.preparation.splits)) - set(runs)),
+        "shards": [_shard_row(k, i, calib, val) for i, k in enumerate(runs)],
+        "fused": {},
+    }
+    for method, (vector, note) in weights.items():
+        fused = fuse.fuse(val[0], vector)
+        found = metrics(torch.from_numpy(fused), torch.from_numpy(val[1]))
+        result["fused"][method] = {"weights": vector.tolist(), **note, **asdict(found)}
+    _save(group / NAME, result)
+    return result
+
+
+_Split = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+def _all_logits(
+    data: Prepared, runs: dict[int, RunDir], device: torch.device, progress_bar: ProgressBar
+) -> tuple[_Split | None, _Split]:
+    """(logits (networks, n, classes), labels (n,)) of calib, None if it is empty, and of val."""
+    has_calib = data.manifest.written("calib") > 0
+    splits = ("calib", "val") if has_calib else ("val",)
+    logits: dict[str, list[NDArray[np.float32]]] = {split: [] for split in splits}
+    labels: dict[str, NDArray[np.int64]] = {}
+    with progress_bar("ensemble", len(runs), "networks") as advance:
+        for k, run in runs.items():
+            network = load_network(run, data.manifest, device)
+            normaliser = Normaliser(data.manifest, k, device)
+            batch = recipe_of(run).batch_size
+            for split in splits:
+                loader = ShardLoader(data, split, k, batch_size=batch, device=device, train=False)
+                found, truth = predict_split(network, loader, normaliser)
+                logits[split].append(found.numpy())
+                labels[split] = truth.numpy()
+            advance(1, f"shard {k}")
+    stacked = {split: (np.stack(logits[split]), labels[split]) for split in splits}
+    return stacked.get("calib"), stacked["val"]
+
+
+def _all_weights(
+    calib: _Split | None, networks: int
+) -> dict[str, tuple[NDArray[np.float64], dict[str, float]]]:
+    weights: dict[str, tuple[NDArray[np.float64], dict[str, float]]] = {
+        "average": (fuse.average(networks), {})
+    }
+    if calib is None:
+        log.warning("calib is empty: only the average can be fused without looking at val")
+        return weights
+    geometric, q = fuse.geometric(*calib)
+    weights["geometric"] = (geometric, {"q": q})
+    weights["learned"] = (fuse.learned(*calib), {})
+    return weights
+
+
+def _shard_row(k: int, i: int, calib: _Split | None, val: _Split) -> dict[str, Any]:
+    found = metrics(torch.from_numpy(val[0][i]), torch.from_numpy(val[1]))
+    row = {"shard": k, **asdict(found)}
+    if calib is not None:
+        row["calib_top1"] = fuse.top1(calib[0][i], calib[1])
+    return row
+
+
+def _save(path: Path, result: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(partial, path)

@@ -1,0 +1,183 @@
+"""A shard on disk in, batches on the device out, through FFCV's Loader with its traps closed.
+
+Order depends on (seed, epoch) alone; no sample is dropped in evaluation; a damaged
+sample or a dead loader thread raises instead of blocking; threads end with the epoch.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ffcv.fields.basics import IntDecoder
+from ffcv.fields.ndarray import NDArrayDecoder
+from ffcv.fields.rgb_image import (
+    CenterCropRGBImageDecoder,
+    RandomResizedCropRGBImageDecoder,
+    SimpleRGBImageDecoder,
+)
+from ffcv.loader import Loader, OrderOption
+from ffcv.transforms import ToDevice, ToTensor
+from ffcv.traversal_order.base import TraversalOrder
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.beton import BetonReader
+from pipeline.errors import DamagedError
+from trainer.field import OK, STATUS_TEXT, PlaneDecoder, PlaneField
+from trainer.selection import Prepared
+
+_POLL = 0.5  # seconds between looks at whether the loader's thread lives
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """A permutation of the samples that depends on (seed, epoch) alone, (samples,)."""
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+class _Given(TraversalOrder):  # type: ignore[misc]
+    """The order that the epoch at hand was given."""
+
+    order: NDArray[np.int64]
+
+    def sample_order(self, epoch: int) -> NDArray[np.int64]:
+        return self.order
+
+
+class ShardLoader:
+    """One split of one shard. Yields (values, labels): (B, C, h, w) int8, centred on 0,
+    and (B,) int64, on the device, valid until the next batch is asked for.
+
+    Of stored uint8 (raw, JPEG) 128 is taken off. `train`: shuffled, and a last partial
+    batch is left out (of more than one); otherwise every sample in its order.
+    """
+
+    def __init__(
+        self, data: Prepared, split: str, k: int, *, batch_size: int, device: torch.device,
+        train: bool, threads: int = 0,
+    ) -> None:
+        self.path = data.shard_path(split, k)
+        self.prep = data.manifest.preparation
+        self.samples = _checked_samples(self.path, data.manifest.written(split))
+        self.batch_size, self.train = min(batch_size, max(self.samples, 1)), train
+        self.device = device
+        self._decoder = self._image_decoder()
+        self._loader = Loader(
+            str(self.path),
+            batch_size=self.batch_size,
+            num_workers=threads or cpu_count(),
+            os_cache=True,  # a zstd shard has no table that the process cache could use
+            order=OrderOption.SEQUENTIAL,
+            drop_last=train,
+            pipelines={
+                "image": [self._decoder, ToTensor(), *self._to_device()],
+                "label": [IntDecoder(), ToTensor(), *self._to_device()],
+            },
+            custom_fields={"image": PlaneField} if self.prep.codec == "zstd" else {},
+        )
+        self._order = _Given(self._loader)
+        self._loader.traversal_order = self._order
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self._loader)
+
+    def epoch(self, seed: int = 0, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch. Close the iterator, or use it up, before the next one."""
+        order = epoch_order(self.samples, seed, epoch) if self.train else np.arange(self.samples)
+        self._order.order = order
+        with _iterating(self._loader) as iterator:
+            start = 0
+            while (slot := self._next_slot(iterator)) is not None:
+                values, labels = next(iterator)
+                self._check(iterator, slot, order[start : start + len(labels)])
+                start += len(labels)
+                yield self._centred(values), labels[:, 0]
+
+    def _image_decoder(self) -> Any:
+        prep = self.prep
+        if prep.codec == "zstd":
+            return PlaneDecoder()
+        if prep.channels == 1 and prep.codec == "raw":
+            return NDArrayDecoder()
+        if prep.resize != "shortest":
+            return SimpleRGBImageDecoder()
+        output = prep.input_shape[1:]
+        if self.train:
+            return RandomResizedCropRGBImageDecoder(output)
+        return CenterCropRGBImageDecoder(output, output[0] / prep.size)
+
+    def _to_device(self) -> list[Any]:
+        return [ToDevice(self.device)] if self.device.type == "cuda" else []
+
+    def _next_slot(self, iterator: Any) -> int | None:
+        """Wait for a batch: its slot in the loader's memory; None after the last one.
+
+        FFCV would wait for ever when its thread has died.
+        """
+        queue = iterator.output_queue
+        while True:
+            with queue.not_empty:
+                if queue.queue or queue.not_empty.wait(_POLL):
+                    head = queue.queue[0]
+                    return None if head is None else int(head[0])
+            if not iterator.is_alive() and not queue.queue:
+                raise DamagedError(
+                    f"{self.path}: the loader's thread ended with an error (above); "
+                    "run `spectral verify` on the data"
+                )
+
+    def _check(self, iterator: Any, slot: int, indices: NDArray[np.int64]) -> None:
+        """Raise for a sample of this batch whose frame did not decode."""
+        if self.prep.codec != "zstd":
+            return
+        (node,) = (n for n in self._loader.graph.nodes if getattr(n, "decoder", None) is
+                   self._decoder)
+        status = iterator.memory_allocations["operation"][node.id][1][slot][: len(indices)]
+        for position in np.flatnonzero(status != OK)[:1].tolist():
+            raise DamagedError(
+                f"{self.path}: sample {indices[position]} cannot be read: "
+                f"{STATUS_TEXT[int(status[position])]}; run `spectral verify`, then copy or "
+                "prepare the file again"
+            )
+
+    def _centred(self, values: Tensor) -> Tensor:
+        if self.prep.codec == "zstd":
+            return values
+        channels_first = values.permute(0, 3, 1, 2)[:, : self.prep.channels]
+        return (channels_first ^ 128).view(torch.int8)
+
+
+def _checked_samples(path: Path, expected: int) -> int:
+    """Samples of a shard whose tables are whole and agree with the manifest."""
+    reader = BetonReader(path)
+    samples = reader.samples
+    reader.close()
+    if samples != expected:
+        raise DamagedError(
+            f"{path} holds {samples} samples, the manifest says {expected}: run `spectral verify`"
+        )
+    return samples
+
+
+@contextmanager
+def _iterating(loader: Any) -> Iterator[Any]:
+    """FFCV's iterator is a thread: it ends here, not when the garbage collector likes, and
+    gives torch back the number of threads that the Loader sets for all of the process."""
+    threads = torch.get_num_threads()
+    iterator = iter(loader)
+    torch.set_num_threads(threads)
+    try:
+        yield iterator
+    finally:
+        iterator.close()
+        iterator.join(timeout=30)
+        torch.set_num_threads(threads)

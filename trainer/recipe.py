@@ -1,0 +1,166 @@
+"""TOML files and `key=value` settings in, a checked `Recipe` out."""
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """`sgd` (momentum, nesterov) or `adamw` (beta1, beta2). `weight_decay` acts on all weights."""
+
+    name: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        _require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "sgd or adamw")
+        _require(self.lr > 0, "optimizer.lr", self.lr, "positive")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "from 0 to below 1")
+        for key in ("beta1", "beta2"):
+            _require(0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "in [0, 1)")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+        nesterov_alone = self.name == "sgd" and self.nesterov and not self.momentum
+        _require(not nesterov_alone, "optimizer.nesterov", True, "false without momentum")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up over `warmup_epochs`, then a cosine down to `final_lr` at the last step."""
+
+    warmup_epochs: float = 0.0
+    final_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.warmup_epochs >= 0, "schedule.warmup_epochs", self.warmup_epochs, "at least 0")
+        _require(self.final_lr >= 0, "schedule.final_lr", self.final_lr, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """`horizontal_flip`: where it is exact on the plane. `shift`: up to so many pixels of the
+    plane each way; the border is mid grey."""
+
+    horizontal_flip: bool = True
+    shift: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.shift >= 0, "augment.shift", self.shift, "at least 0 px")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train one network on one shard."""
+
+    model: str
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    label_smoothing: float = 0.0
+    model_args: dict[str, Any] = field(default_factory=dict)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2^31 - 1")
+        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
+
+    def toml(self) -> str:
+        """All values, as a recipe file."""
+        return tomli_w.dumps(asdict(self))
+
+
+def _require(holds: bool, key: str, value: object, wanted: str) -> None:
+    if not holds:
+        raise ConfigError(f"recipe: {key} = {value}: must be {wanted}")
+
+
+def shipped() -> dict[str, Any]:
+    """The recipes that come with the tool, by name."""
+    folder = resources.files("trainer") / "recipes"
+    return {entry.name.removesuffix(".toml"): entry for entry in folder.iterdir()
+            if entry.name.endswith(".toml")}
+
+
+def resolve(name: str, settings: tuple[str, ...] = ()) -> tuple[Recipe, str]:
+    """A recipe by name or file, with settings applied; and its label, `NAME+key=value…`."""
+    known = shipped()
+    if name in known:
+        text, stem = known[name].read_text(encoding="utf-8"), name
+    elif Path(name).is_file():
+        text, stem = Path(name).read_text(encoding="utf-8"), Path(name).stem
+    else:
+        raise ConfigError(
+            f"no recipe {name!r}: neither a file nor one of {', '.join(sorted(known))}"
+        )
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name} is no valid TOML: {error}") from error
+    parts = [stem]
+    for setting in settings:
+        key, value = _parse_setting(setting)
+        _apply(values, key, value)
+        parts.append(f"{key}={value}".replace("/", "_"))
+    return _build(Recipe, values, ""), "+".join(parts)
+
+
+def _parse_setting(setting: str) -> tuple[str, Any]:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {setting}: write it as key=value, such as optimizer.lr=0.05")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text
+
+
+def _apply(values: dict[str, Any], key: str, value: object) -> None:
+    *tables, last = key.split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {key}: {table} is no table")
+    values[last] = value
+
+
+def _build(kind: type[Any], values: dict[str, Any], prefix: str) -> Any:
+    """A dataclass from a TOML table; unknown keys, missing ones and wrong types refused."""
+    known = {f.name: f for f in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise ConfigError(
+                f"recipe: unknown key {prefix}{key}; valid are "
+                f"{', '.join(prefix + name for name in known)}"
+            )
+    try:
+        return kind(**{key: _value(known[key].type, value, prefix + key)
+                       for key, value in values.items()})
+    except TypeError as error:
+        raise ConfigError(f"recipe: {error}") from error
+
+
+def _value(kind: Any, value: Any, key: str) -> Any:
+    if is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, dict):
+            raise ConfigError(f"recipe: {key} is a table, not {value!r}")
+        return _build(kind, value, f"{key}.")
+    if kind is float and type(value) is int:
+        return float(value)
+    wanted = dict if key == "model_args" else kind
+    if type(value) is not wanted:
+        raise ConfigError(f"recipe: {key} = {value!r}: must be of type {wanted.__name__}")
+    return value

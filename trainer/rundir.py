@@ -1,0 +1,132 @@
+"""Where a run lives and what lies there.
+
+RUNS/<dataset>/<folder of the data>/<recipe>[+key=value…]/shard_07/ with recipe.toml,
+manifest.json (a copy of the data's), versions.json, log.jsonl, last.pt, best.pt and,
+when it has finished, result.json.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__, manifest
+from pipeline.errors import ConfigError, DamagedError
+from pipeline.manifest import Manifest
+from trainer.recipe import Recipe
+from trainer.selection import Prepared
+
+
+def group_directory(runs: Path, data: Prepared, label: str) -> Path:
+    """The folder of all shards that one recipe trains on one prepared data set."""
+    return runs / data.manifest.preparation.dataset / data.directory.name / label
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One sub-network's directory."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, group: Path, k: int) -> "RunDir":
+        """The run of shard `k` within a group."""
+        return cls(group / f"shard_{k:02d}")
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best accuracy on calib."""
+        return self.path / "best.pt"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The figures of a finished run, else None."""
+        return _read_json(self.path / "result.json")
+
+    def finished(self, recipe: Recipe, data: Manifest) -> dict[str, Any] | None:
+        """The result, if this recipe was trained to the end on this data; else None."""
+        if result := self.result:
+            self._check(recipe, data)
+        return result
+
+    def start(self, recipe: Recipe, data: Manifest) -> None:
+        """Create it, or check that what is there was made with this recipe and data."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._check(recipe, data)
+        if not (self.path / manifest.NAME).exists():
+            data.save(self.path)
+        (self.path / "recipe.toml").write_text(recipe.toml())
+        (self.path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
+
+    def _check(self, recipe: Recipe, data: Manifest) -> None:
+        recorded = self.path / "recipe.toml"
+        if recorded.exists() and recorded.read_text() != recipe.toml():
+            raise ConfigError(
+                f"{self.path} was started with another recipe (see recipe.toml there): "
+                "give this one another --name"
+            )
+        copy = self.path / manifest.NAME
+        if copy.exists() and manifest.load(self.path).digest != data.digest:
+            raise ConfigError(
+                f"{self.path} was trained on other data, or the data was prepared again since: "
+                "give this run another --name, or remove the directory"
+            )
+
+    def log(self, **row: Any) -> None:
+        """Append one line to log.jsonl."""
+        with (self.path / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"time": round(time.time(), 3), **row}) + "\n")
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json: from now on the run is finished."""
+        partial = self.path / "result.json.partial"
+        partial.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(partial, self.path / "result.json")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DamagedError(f"{path} is damaged: {error}; remove it to evaluate again") from error
+    return content if isinstance(content, dict) else None
+
+
+def versions() -> dict[str, str]:
+    """What the figures of a run depend on, besides recipe and data."""
+    import numba
+    import numpy
+    import torch
+
+    found = {
+        "spectral": __version__,
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "numba": numba.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _git_state() -> str:
+    """Commit of the checkout that runs, with `+changes` if it has any; `none` if installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+changes"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
