@@ -43,8 +43,12 @@ def _apply(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
 _PATH = click.Path(path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _data_options = _apply(
-    click.option("--data", type=_PATH, help="A prepared directory, or a folder that holds some "
-                 "[default: $SPECTRAL_DATA, else ./data]."),
+    click.option(
+        "--data",
+        type=_PATH,
+        help="A prepared directory, or a folder that holds some "
+        "[default: $SPECTRAL_DATA, else ./data].",
+    ),
     click.option("--dataset", help="Choose among prepared data sets by name."),
     click.option("--splits", type=int, help="Choose by number of shards."),
     click.option("--size", type=int, help="Choose by image size in px."),
@@ -52,8 +56,9 @@ _data_options = _apply(
     click.option("--layout", help="Choose by layout."),
     click.option("--codec", help="Choose by codec."),
 )
-_runs_option = click.option("--runs", type=_PATH, help="Where runs live "
-                            "[default: $SPECTRAL_RUNS, else ./runs].")
+_runs_option = click.option(
+    "--runs", type=_PATH, help="Where runs live [default: $SPECTRAL_RUNS, else ./runs]."
+)
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
 
@@ -61,7 +66,7 @@ _recipe_option = click.option("--recipe", help="Which recipe's networks, if seve
 @click.version_option(__version__, prog_name="spectral")
 @click.option("-v", "--verbose", is_flag=True, help="Say more of what is done.")
 def main(verbose: bool) -> None:
-    """Train ImageNet-size classifiers without a big machine.
+    r"""Train ImageNet-size classifiers without a big machine.
 
     \b
     spectral prepare imagenet21k --source DIR --splits 36   once, offline, CPU only
@@ -95,15 +100,21 @@ def datasets(as_json: bool) -> None:
         sizes = [f"{spec.size} px"] + [f"{px} px for --splits {n}" for n, px in spec.sizes.items()]
         counts = ", ".join(f"{count:,} {split}" for split, count in spec.images.items())
         click.echo(f"{spec.name}: {spec.title}")
-        click.echo(f"  {spec.classes:,} classes, {counts}; {', '.join(sizes)}; "
-                   f"{'grey' if spec.channels == 1 else 'RGB'}; recipe {spec.recipe}")
+        click.echo(
+            f"  {spec.classes:,} classes, {counts}; {', '.join(sizes)}; "
+            f"{'grey' if spec.channels == 1 else 'RGB'}; recipe {spec.recipe}"
+        )
         click.echo(f"  source: {', '.join(spec.layouts)}; get it: {spec.get}; terms: {spec.terms}")
 
 
 @main.command()
 @click.argument("dataset")
-@click.option("--source", type=_PATH, required=True,
-              help="Folder with {train,val}/<class>/<image>, or <class>/<image> (all train).")
+@click.option(
+    "--source",
+    type=_PATH,
+    required=True,
+    help="Folder with {train,val}/<class>/<image>, or <class>/<image> (all train).",
+)
 @click.option("--splits", type=int, required=True, help="Number of shards: 1, 4, 16, 36, …")
 @click.option("--size", type=int, help="Side of the resized image in px [default: the data set's].")
 @click.option("--channels", type=int, help="1 (grey) or 3 (RGB) [default: the data set's, else 3].")
@@ -113,14 +124,27 @@ def datasets(as_json: bool) -> None:
 @click.option("--step", type=float, help="Quantiser step in grey levels [default: ≥ 40 dB].")
 @click.option("--resize", help="squash, crop or shortest [default: squash].")
 @click.option("--calib", type=float, help="Share of train kept for fusion [default: 0.02].")
-@click.option("--out", type=_PATH, help="Where data sets live [default: $SPECTRAL_DATA, else ./data].")
+@click.option(
+    "--out", type=_PATH, help="Where data sets live [default: $SPECTRAL_DATA, else ./data]."
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one per core].")
 @click.option("--limit", type=int, help="At most so many images per split, spread evenly.")
-@click.option("--max-bad", type=click.IntRange(min=0),
-              help="Unusable images tolerated [default: 0.1 %, at least 20].")
+@click.option(
+    "--max-bad",
+    type=click.IntRange(min=0),
+    help="Unusable images tolerated [default: 0.1 %, at least 20].",
+)
 @_json_option
-def prepare(dataset: str, source: Path, splits: int, out: Path | None, workers: int | None,
-            max_bad: int | None, as_json: bool, **options: Any) -> None:
+def prepare(
+    dataset: str,
+    source: Path,
+    splits: int,
+    out: Path | None,
+    workers: int | None,
+    max_bad: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Resize DATASET once and split every image into spectral shards.
 
     Each image is decoded once; shard k holds plane k of every image. Run again, it says that
@@ -135,9 +159,12 @@ def prepare(dataset: str, source: Path, splits: int, out: Path | None, workers: 
     from pipeline.prepare import prepare as run
 
     directory, _, existed = run(
-        preparation(dataset, splits, **options), source,
+        preparation(dataset, splits, **options),
+        source,
         out or Path(os.environ.get("SPECTRAL_DATA", "data")),
-        workers=workers or len(os.sched_getaffinity(0)), max_bad=max_bad, progress=_progress(as_json),
+        workers=workers or len(os.sched_getaffinity(0)),
+        max_bad=max_bad,
+        progress=_progress(as_json),
     )
     found = describe(directory)
     if as_json:
@@ -186,12 +213,24 @@ def verify(directory: Path) -> None:
 @click.option("--shard", "shards", required=True, help="7, 0-3, 3,5 or all.")
 @_data_options
 @click.option("--recipe", help="A recipe's name or file [default: the data set's].")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
-              help="Change a value of the recipe, e.g. optimizer.lr=0.05; may be repeated.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of the recipe, e.g. optimizer.lr=0.05; may be repeated.",
+)
 @click.option("--name", help="Folder of the runs, in place of RECIPE+KEY=VALUE….")
 @_runs_option
-def train(shards: str, data: Path | None, recipe: str | None, settings: tuple[str, ...],
-          name: str | None, runs: Path | None, **wanted: Any) -> None:
+def train(
+    shards: str,
+    data: Path | None,
+    recipe: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
+    runs: Path | None,
+    **wanted: Any,
+) -> None:
     """Train one ordinary network per shard.
 
     Several shards run one after the other. A finished run is left as it is, an unfinished one
@@ -204,8 +243,9 @@ def train(shards: str, data: Path | None, recipe: str | None, settings: tuple[st
 
     prepared = select(data, **wanted)
     numbers = parse_shards(shards, prepared.manifest.preparation.splits)
-    for line in train_shards(prepared, numbers, recipe, settings, name, runs_root(runs),
-                             _progress(False)):
+    for line in train_shards(
+        prepared, numbers, recipe, settings, name, runs_root(runs), _progress(False)
+    ):
         click.echo(line)
 
 
@@ -214,8 +254,9 @@ def train(shards: str, data: Path | None, recipe: str | None, settings: tuple[st
 @_recipe_option
 @_runs_option
 @_json_option
-def ensemble(data: Path | None, recipe: str | None, runs: Path | None, as_json: bool,
-             **wanted: Any) -> None:
+def ensemble(
+    data: Path | None, recipe: str | None, runs: Path | None, as_json: bool, **wanted: Any
+) -> None:
     """Fuse the trained sub-networks and measure them on val.
 
     Weights come from the calib split; val is only reported on.
@@ -239,11 +280,18 @@ def ensemble(data: Path | None, recipe: str | None, runs: Path | None, as_json: 
 @click.option("--dataset", help="Choose among trained classifiers by data set.")
 @_recipe_option
 @_runs_option
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True,
-              help="Classes to print.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print."
+)
 @_json_option
-def predict(images: tuple[Path, ...], dataset: str | None, recipe: str | None,
-            runs: Path | None, top: int, as_json: bool) -> None:
+def predict(
+    images: tuple[Path, ...],
+    dataset: str | None,
+    recipe: str | None,
+    runs: Path | None,
+    top: int,
+    as_json: bool,
+) -> None:
     """Classify image files with the fused network.
 
     Example: spectral predict photo.jpg
@@ -262,8 +310,13 @@ def predict(images: tuple[Path, ...], dataset: str | None, recipe: str | None,
 
 
 @main.command()
-@click.option("--out", type=_PATH, default=Path("demo"), show_default=True,
-              help="Folder for images, shards, runs and the picture.")
+@click.option(
+    "--out",
+    type=_PATH,
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for images, shards, runs and the picture.",
+)
 @click.option("--json", "json_file", type=_PATH, help="Write the table there.")
 def demo(out: Path, json_file: Path | None) -> None:
     """The whole line on handwritten digits, in minutes, on a CPU.
@@ -280,8 +333,12 @@ def demo(out: Path, json_file: Path | None) -> None:
     images = write_digits(out / "images")
     for splits, codec in ((4, "zstd"), (1, "raw")):
         prepare_data(
-            preparation("demo", splits, codec=codec, calib=0.15), images, out / "data", workers=2,
-            max_bad=None, progress=_progress(False),
+            preparation("demo", splits, codec=codec, calib=0.15),
+            images,
+            out / "data",
+            workers=2,
+            max_bad=None,
+            progress=_progress(False),
         )
     click.echo(run(out, json_file, _progress(False)))
 

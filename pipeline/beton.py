@@ -139,7 +139,8 @@ class BetonWriter:
         self, payload: memoryview, sizes: NDArray[Any], labels: NDArray[Any], shapes: NDArray[Any]
     ) -> None:
         """Add samples: their payloads end to end, sizes (m,) in bytes, labels (m,),
-        shapes (m, 2) as (height, width) in px."""
+        shapes (m, 2) as (height, width) in px.
+        """
         pointers = self._place(sizes)
         start = 0
         for first, last in _runs(pointers, sizes):
@@ -176,7 +177,7 @@ class BetonWriter:
             outer.update(inner)
         os.fsync(self._fd)
         self.close()
-        os.rename(self._partial, self.path)
+        self._partial.rename(self.path)
         return Written(self._samples, self._payload_bytes, self._at, outer.hexdigest())
 
     def close(self) -> None:
@@ -265,7 +266,7 @@ def _fill_image(
 
 
 def _write_all(fd: int, data: bytes | bytearray | memoryview, at: int) -> None:
-    """pwrite until all of it is written: short writes happen, on a disk that fills up too."""
+    """Pwrite until all of it is written: short writes happen, on a disk that fills up too."""
     view = memoryview(data)
     while len(view):
         written = os.pwrite(fd, view, at)
@@ -307,8 +308,9 @@ class BetonReader:
         self.samples, self.page_size = int(header["num_samples"]), int(header["page_size"])
         self._alloc_at = int(header["alloc_table_ptr"])
         self._descriptions = self._table(FIELD, fields, HEADER.itemsize, "fields")
-        self.names = [bytes(f["name"]).split(b"\0")[0].decode("ascii", "replace")
-                      for f in self._descriptions]
+        self.names = [
+            bytes(f["name"]).split(b"\0")[0].decode("ascii", "replace") for f in self._descriptions
+        ]
 
     def _read_tables(self) -> None:
         image = self._descriptions[0]
@@ -324,7 +326,9 @@ class BetonReader:
         self.rows = self._table(self.field.row, self.samples, at, "sample tables")
         if self._alloc_at > self.size:
             raise DamagedError(f"{self.path} is truncated: {self.size} of {self._alloc_at} bytes")
-        self._pointers = self.rows["f0"][self.field.pointer] if self.field.pointer else self.rows["f0"]
+        self._pointers = (
+            self.rows["f0"][self.field.pointer] if self.field.pointer else self.rows["f0"]
+        )
         if self.field.allocates:
             self._sizes = self._table(ALLOCATION, self.samples, self._alloc_at, "tables")["size"]
         else:

@@ -4,7 +4,6 @@ import tomllib
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
@@ -31,14 +30,6 @@ class DatasetSpec:
         return self.sizes.get(str(splits), self.size)
 
 
-def _text() -> str:
-    """The catalogue: inside the package when installed, beside it in a checkout."""
-    packaged = resources.files("pipeline") / "datasets.toml"
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).parent.parent / "datasets.toml").read_text(encoding="utf-8")
-
-
 def _spec(name: str, entry: dict[str, Any]) -> DatasetSpec:
     known = {f.name for f in fields(DatasetSpec)} - {"name"}
     if unknown := sorted(set(entry) - known):
@@ -52,4 +43,5 @@ def _spec(name: str, entry: dict[str, Any]) -> DatasetSpec:
 @cache
 def catalogue() -> dict[str, DatasetSpec]:
     """All known data sets by name."""
-    return {name: _spec(name, entry) for name, entry in tomllib.loads(_text()).items()}
+    text = (resources.files("pipeline") / "datasets.toml").read_text(encoding="utf-8")
+    return {name: _spec(name, entry) for name, entry in tomllib.loads(text).items()}

@@ -8,14 +8,12 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.errors import BadImageError
 
 Image.MAX_IMAGE_PIXELS = 89_478_485  # above it: a decompression bomb, refused
 _MODES = {1: "L", 3: "RGB"}
-
-
-class BadImage(Exception):
-    """An image that cannot be used; the message is the reason kept in samples.parquet."""
 
 
 def decode(data: bytes, channels: int, target: int) -> Image.Image:
@@ -26,7 +24,7 @@ def decode(data: bytes, channels: int, target: int) -> Image.Image:
     follows still averages at least two samples each way.
     """
     if not data:
-        raise BadImage("empty file")
+        raise BadImageError("empty file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -37,13 +35,13 @@ def decode(data: bytes, channels: int, target: int) -> Image.Image:
             image.load()
             return _to_mode(image, _MODES[channels])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(f"decompression bomb: {error}") from error
-    except Image.UnidentifiedImageError as error:
-        raise BadImage("not an image that Pillow knows") from error
+        raise BadImageError(f"decompression bomb: {error}") from error
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image that Pillow knows") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise many types on damaged input
-        raise BadImage(f"cannot decode: {type(error).__name__}: {error}") from error
+        raise BadImageError(f"cannot decode: {type(error).__name__}: {error}") from error
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

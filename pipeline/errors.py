@@ -13,6 +13,10 @@ class SourceError(SpectralError):
     """A source that is missing, empty, not recognised, or too damaged to use."""
 
 
+class BadImageError(SpectralError):
+    """An image that cannot be used; the message is the reason kept in samples.parquet."""
+
+
 class DamagedError(SpectralError):
     """A file of ours that does not hold what it should."""
 

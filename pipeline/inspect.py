@@ -33,7 +33,7 @@ def _beton(path: Path) -> dict[str, Any]:
             "fields": reader.names,
             "codec": reader.codec,
             "shape": list(reader.shape(0)) if reader.samples else [],
-            "classes": int(len(np.unique(reader.labels))),
+            "classes": len(np.unique(reader.labels)),
             "bytes_per_sample": float(sizes.mean()) if len(sizes) else 0.0,
         }
     try:

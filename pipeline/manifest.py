@@ -21,7 +21,8 @@ NAME = "manifest.json"
 @dataclass(frozen=True)
 class Plane:
     """Statistics of one plane. `offset` per rotated channel; `mean` and `std` per RGB (or
-    grey) channel over train, in grey levels after the colour rotation is undone."""
+    grey) channel over train, in grey levels after the colour rotation is undone.
+    """
 
     k: int
     step: float

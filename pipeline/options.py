@@ -59,7 +59,8 @@ class Preparation:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) that a network sees: a plane, or where the aspect was kept
-        a square crop of 7/8 of the shorter side, as in 256 → 224 px."""
+        a square crop of 7/8 of the shorter side, as in 256 → 224 px.
+        """
         if self.resize == "shortest":
             return self.channels, self.size * 7 // 8, self.size * 7 // 8
         return self.plane_shape

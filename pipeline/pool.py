@@ -148,7 +148,7 @@ class Pool:
             worker.tasks.remove(answer.number)
             yield answer
         for sentinel in ready:
-            if (worker := sentinels.get(sentinel)) is not None:  # type: ignore[call-overload]
+            if (worker := sentinels.get(sentinel)) is not None:
                 raise self._died(worker)
 
     @staticmethod
@@ -158,8 +158,10 @@ class Pool:
         how = f"exit status {code}"
         if code is not None and code < 0:
             how = f"killed by {signal.Signals(-code).name}"
-        hint = "; SIGKILL often means that memory ran out: try fewer --workers" if code == -9 else ""
+        hint = (
+            "; SIGKILL often means that memory ran out: try fewer --workers" if code == -9 else ""
+        )
         return WorkerError(
             f"worker process {worker.process.pid} ended before its work was done ({how}){hint}. "
-            "Nothing is under a final name; run the same command again"
+            "Nothing is lost but time: run the same command again"
         )

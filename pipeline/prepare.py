@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline import __version__, manifest
 from pipeline.beton import PARTIAL, BetonWriter, Written, digest, image_field
 from pipeline.catalogue import catalogue
-from pipeline.errors import ConfigError, SourceError, SpectralError, WorkerError
+from pipeline.errors import ConfigError, SourceError, WorkerError
 from pipeline.manifest import Manifest, Plane, unrotated_moments
 from pipeline.options import Preparation
 from pipeline.pool import Pool
@@ -90,15 +90,24 @@ def _checked(index: Index, source: Source, prep: Preparation) -> Index:
         return index
     if len(index.classes) != spec.classes:
         log.warning(
-            "%s has %d classes, %s usually %d", source.root, len(index.classes), spec.name,
+            "%s has %d classes, %s usually %d",
+            source.root,
+            len(index.classes),
+            spec.name,
             spec.classes,
         )
-    counts = {row["values"]: row["counts"] for row in index.table["split"].value_counts().to_pylist()}
+    counts = {
+        row["values"]: row["counts"] for row in index.table["split"].value_counts().to_pylist()
+    }
     for split, expected in spec.images.items():
         if counts.get(split, 0) != expected:
             log.warning(
-                "%s has %d images in %s, %s usually %d", source.root, counts.get(split, 0), split,
-                spec.name, expected,
+                "%s has %d images in %s, %s usually %d",
+                source.root,
+                counts.get(split, 0),
+                split,
+                spec.name,
+                expected,
             )
     return index
 
@@ -159,7 +168,8 @@ def _chunk_images(prep: Preparation) -> int:
 
 def _slot_bytes(prep: Preparation) -> int:
     """Room for the payloads of a chunk: pixels, what a codec may add, and for `shortest`
-    twice as much; a chunk that needs more travels through the pipe."""
+    twice as much; a chunk that needs more travels through the pipe.
+    """
     pixels = prep.size * prep.size * prep.channels * _chunk_images(prep)
     overhead = 1024 * _chunk_images(prep) * prep.splits
     return (2 if prep.resize == "shortest" else 1) * (pixels + pixels // 128) + overhead
@@ -214,6 +224,7 @@ class _Run:
                 samples.write_table(_sample_rows(part, chunk))
                 self._count(split, part, chunk)
                 advance(len(part), f"{len(self.bad)} bad")
+            self._refuse_nothing_written()
             for path, writer in zip(paths, writers, strict=True):
                 self._record(path, writer.finish())
         manifest.sync_directory(folder)
@@ -238,9 +249,7 @@ class _Run:
         start = 0
         for writer, sizes in zip(writers, chunk.sizes, strict=True):
             size = int(sizes.sum())
-            writer.append(
-                payload[start : start + size], sizes, labels[stored], chunk.stored_shapes
-            )
+            writer.append(payload[start : start + size], sizes, labels[stored], chunk.stored_shapes)
             start += size
 
     def _count(self, split: str, part: pa.Table, chunk: Chunk) -> None:
@@ -279,7 +288,6 @@ class _Run:
     def _manifest(self) -> Manifest:
         prep = self.prep
         splitter = Splitter(prep) if prep.splits > 1 else None
-        self._refuse_nothing_written()
         return Manifest(
             preparation=prep,
             tool_version=__version__,
@@ -299,7 +307,8 @@ class _Run:
 
     def _refuse_nothing_written(self) -> None:
         if not self.counts["train"]["written"]:
-            raise SpectralError(f"no image of train could be used: {self.bad[0][1]}")
+            sample, reason = self.bad[0]
+            raise SourceError(f"no image of train can be used; {sample}: {reason}")
 
     def _plane(self, k: int, splitter: Splitter | None) -> Plane:
         channels = self.prep.channels
@@ -342,7 +351,8 @@ def _sample_rows(part: pa.Table, chunk: Chunk) -> pa.Table:
 
 def psnr(squares: float, values: int) -> float | None:
     """Peak signal-to-noise ratio in dB of a sum of squared errors over `values` values, peak
-    255: pooled, one mean over all of them. None without values or without error."""
+    255: pooled, one mean over all of them. None without values or without error.
+    """
     if not values or not squares:
         return None
     return 10 * math.log10(255.0**2 * values / squares)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from pipeline import manifest
 from pipeline.beton import BetonReader
 from pipeline.codec import decode_plane, decode_whole
-from pipeline.decode import BadImage
-from pipeline.errors import SourceError
+from pipeline.errors import BadImageError, SourceError
 from pipeline.imaging import load
 from pipeline.manifest import Manifest
 from pipeline.prepare import SAMPLES, psnr
@@ -44,8 +43,12 @@ def draw(directory: Path, target: Path, samples: int = 4) -> None:
 
     found = manifest.load(directory)
     rows = _rows(directory, found, samples)
-    titles = ["original", "rebuilt", f"difference ×{DIFFERENCE_GAIN}",
-              f"planes (k ≥ 1: ×{PLANE_GAIN})"]
+    titles = [
+        "original",
+        "rebuilt",
+        f"difference ×{DIFFERENCE_GAIN}",
+        f"planes (k ≥ 1: ×{PLANE_GAIN})",
+    ]
     figure, axes = plt.subplots(
         len(rows), 4, figsize=(13, 3.3 * len(rows) + 0.5), squeeze=False, layout="constrained"
     )
@@ -97,9 +100,7 @@ def _row(found: Manifest, readers: list[BetonReader], i: int, name: str) -> Row:
         stored = decode_whole(readers[0].payload(i), prep.codec, readers[0].shape(i))
         return Row(name, _rgb(stored), None, original)
     splitter = Splitter(prep)
-    planes = np.stack(
-        [decode_plane(r.payload(i), prep.codec, prep.plane_shape) for r in readers]
-    )
+    planes = np.stack([decode_plane(r.payload(i), prep.codec, prep.plane_shape) for r in readers])
     return Row(name, _rgb(splitter.rebuild(planes)), _mosaic(splitter, planes), original)
 
 
@@ -108,7 +109,7 @@ def _original(found: Manifest, name: str) -> NDArray[np.uint8] | None:
     try:
         source = recognise(Path(found.source))
         return _rgb(load(source.read(name), found.preparation)[0])
-    except (SourceError, OSError, BadImage):
+    except (SourceError, OSError, BadImageError):
         return None
 
 

@@ -42,8 +42,13 @@ class Index:
 class Source(Protocol):
     """What each layout provides. Instances travel to worker processes."""
 
-    layout: str
-    root: Path
+    @property
+    def layout(self) -> str:
+        """Name of the layout, as in datasets.toml."""
+
+    @property
+    def root(self) -> Path:
+        """What the user named."""
 
     def index(self) -> Index:
         """List the images; SourceError when there is nothing to work with."""

@@ -62,12 +62,16 @@ def warn_of_thin_splits(index: Index, calib: float) -> None:
         elif split == "calib" and not present:
             log.warning(
                 "calib is empty (--calib %g of so few images): fusion weights cannot be fitted; "
-                "a larger --calib gives it some", calib,
+                "a larger --calib gives it some",
+                calib,
             )
         elif missing:
             log.warning(
                 "%s has no image of %d of %d classes (%s%s)%s",
-                split, len(missing), len(index.classes), ", ".join(missing[:3]),
+                split,
+                len(missing),
+                len(index.classes),
+                ", ".join(missing[:3]),
                 ", …" if len(missing) > 3 else "",
                 "; a larger --calib gives it some" if split == "calib" else "",
             )

@@ -41,7 +41,7 @@ def dct_matrix(n: int) -> NDArray[np.float64]:
     k, i = np.arange(n)[:, None], np.arange(n)[None, :]
     matrix = np.sqrt(2.0 / n) * np.cos(np.pi * k * (2 * i + 1) / (2 * n))
     matrix[0] = 1.0 / math.sqrt(n)
-    return np.asarray(matrix, dtype=np.float64)
+    return np.asarray(matrix)
 
 
 def matrix(p: int, transform: str) -> NDArray[np.float64]:
@@ -49,7 +49,7 @@ def matrix(p: int, transform: str) -> NDArray[np.float64]:
     if transform == "dct":
         return dct_matrix(p * p)
     if transform == "dct2":
-        return np.kron(dct_matrix(p), dct_matrix(p))
+        return np.asarray(np.kron(dct_matrix(p), dct_matrix(p)))
     return np.eye(p * p)
 
 
@@ -57,7 +57,7 @@ def colour_matrix(channels: int) -> NDArray[np.float64]:
     """R, orthonormal, shape (channels, channels): rotated = R @ rgb. Grey is left as it is."""
     if channels == 1:
         return np.eye(1)
-    return COLOUR_INTEGER / COLOUR_NORM[:, None]
+    return np.asarray(COLOUR_INTEGER / COLOUR_NORM[:, None])
 
 
 def steps(p: int, transform: str, step: float) -> NDArray[np.float64]:
@@ -78,7 +78,7 @@ def offsets(p: int, transform: str, channels: int) -> NDArray[np.float64]:
     planes[np.abs(planes) < 1e-9] = 0.0
     axes = colour_matrix(channels).sum(axis=1)
     axes[np.abs(axes) < 1e-9] = 0.0
-    return MID_GREY * planes[:, None] * axes[None, :]
+    return np.asarray(MID_GREY * np.outer(planes, axes))
 
 
 def flip_sign(p: int, transform: str, k: int, flip: str) -> int:
@@ -93,14 +93,17 @@ def flip_sign(p: int, transform: str, k: int, flip: str) -> int:
     """
     u, v = divmod(k, p)
     if transform == "dct2":
-        signs = {"horizontal": (-1) ** v, "vertical": (-1) ** u, "rotate180": (-1) ** (u + v)}
-        return signs[flip]
+        return _sign({"horizontal": v, "vertical": u, "rotate180": u + v}[flip])
     if transform == "dct":
         if flip == "rotate180":
-            return (-1) ** k
+            return _sign(k)
         if v:
             return 0
-        return (-1) ** u if flip == "horizontal" else (-1) ** (u + k)
+        return _sign(u if flip == "horizontal" else u + k)
     mirror = {"horizontal": v, "vertical": u}.get(flip)
     middle = 2 * mirror == p - 1 if mirror is not None else 2 * u == p - 1 == 2 * v
     return 1 if middle else 0
+
+
+def _sign(exponent: int) -> int:
+    return -1 if exponent % 2 else 1

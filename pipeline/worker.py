@@ -15,8 +15,7 @@ import threadpoolctl
 from numpy.typing import NDArray
 
 from pipeline.codec import decode_whole, encoder
-from pipeline.decode import BadImage
-from pipeline.errors import SpectralError
+from pipeline.errors import BadImageError, SpectralError
 from pipeline.imaging import load
 from pipeline.kernels.moments import add_moments
 from pipeline.options import Preparation
@@ -44,6 +43,7 @@ class Moments:
 
     @classmethod
     def zero(cls, prep: Preparation) -> "Moments":
+        """Nothing added up yet."""
         n, c = prep.splits, prep.channels
         return cls(
             0, np.zeros((n, c), np.int64), np.zeros((n, c, c), np.int64), np.zeros(n, np.int64)
@@ -75,7 +75,8 @@ class Errors:
 @dataclass
 class Chunk:
     """What came of a task. Lists and `shapes` (m, 2 as width, height of the source) have a
-    place for every sample; `sizes` (N, stored) and `stored_shapes` for the stored ones."""
+    place for every sample; `sizes` (N, stored) and `stored_shapes` for the stored ones.
+    """
 
     number: int
     reasons: list[str | None]
@@ -110,20 +111,20 @@ class Processor:
         for i, (sample, measured) in enumerate(zip(task.ids, task.measured, strict=True)):
             try:
                 pixels, shapes[i] = load(self.source.read(sample), prep)
-            except BadImage as error:
+            except BadImageError as error:
                 reasons.append(str(error))
                 continue
             reasons.append(None)
-            stored_shapes.append(pixels.shape[:2])
+            stored_shapes.append(
+                pixels.shape[:2] if self.splitter is None else prep.plane_shape[1:]
+            )
             self._store(pixels, payloads, moments)
             if measured:
                 errors.add(self._measure(pixels, payloads))
                 count += 1
         sizes = np.array([[len(x) for x in plane] for plane in payloads], np.uint32)
         shape_table = np.array(stored_shapes, np.int32).reshape(-1, 2)
-        chunk = Chunk(
-            task.number, reasons, shapes, sizes, shape_table, moments, errors, count
-        )
+        chunk = Chunk(task.number, reasons, shapes, sizes, shape_table, moments, errors, count)
         return chunk, payloads
 
     def _store(
@@ -164,9 +165,7 @@ def _squares(values: NDArray[np.float64]) -> float:
     return float(np.sum(values * values))
 
 
-def work(
-    connection: Connection, memory: Any, prep: Preparation, source: Source
-) -> None:
+def work(connection: Connection, memory: Any, prep: Preparation, source: Source) -> None:
     """The main loop of a worker: (task, slot) in, Chunk or an error message out.
 
     memory: SharedMemory of the pool. Ends when the parent closes its end or dies.

@@ -1,22 +1,17 @@
 """Training state in, files that are whole or absent out; and back, never unpickled."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.errors import DamagedError
+from trainer.files import write_whole
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write beside, sync, rename."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+    """Tensors and plain values, in torch's format."""
+    write_whole(path, lambda file: torch.save(state, file))
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

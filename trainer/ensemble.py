@@ -1,8 +1,6 @@
 """The trained sub-networks of one data set and recipe in; the fused classifier, measured, out."""
 
-import json
 import logging
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -18,6 +16,7 @@ from pipeline import manifest
 from pipeline.errors import ConfigError
 from trainer import checkpoint, fuse, models
 from trainer.evaluate import metrics, predict_split
+from trainer.files import write_json
 from trainer.loader import ShardLoader
 from trainer.normalise import Normaliser
 from trainer.recipe import Recipe, resolve
@@ -46,7 +45,8 @@ def select_group(base: Path, name: str | None) -> Path:
 
 def finished_runs(group: Path, data: Prepared) -> dict[int, RunDir]:
     """Shard → its finished run; missing and unfinished ones are said. A run on other data is
-    an error."""
+    an error.
+    """
     runs: dict[int, RunDir] = {}
     for k in range(data.manifest.preparation.splits):
         run = RunDir.of(group, k)
@@ -106,7 +106,7 @@ def ensemble(
         fused = fuse.fuse(val[0], vector)
         found = metrics(torch.from_numpy(fused), torch.from_numpy(val[1]))
         result["fused"][method] = {"weights": vector.tolist(), **note, **asdict(found)}
-    _save(group / NAME, result)
+    write_json(group / NAME, result)
     return result
 
 
@@ -157,9 +157,3 @@ def _shard_row(k: int, i: int, calib: _Split | None, val: _Split) -> dict[str, A
     if calib is not None:
         row["calib_top1"] = fuse.top1(calib[0][i], calib[1])
     return row
-
-
-def _save(path: Path, result: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, path)

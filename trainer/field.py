@@ -39,8 +39,13 @@ def _libzstd() -> ctypes.CDLL:
     library.ZSTD_freeDCtx.restype = ctypes.c_size_t
     library.ZSTD_freeDCtx.argtypes = [ctypes.c_void_p]
     library.ZSTD_decompressDCtx.restype = ctypes.c_size_t
-    library.ZSTD_decompressDCtx.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t,
-                                            ctypes.c_void_p, ctypes.c_size_t]
+    library.ZSTD_decompressDCtx.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+    ]
     return library
 
 
@@ -49,7 +54,7 @@ _create, _free = _LIBRARY.ZSTD_createDCtx, _LIBRARY.ZSTD_freeDCtx
 _decompress = _LIBRARY.ZSTD_decompressDCtx
 
 
-@numba.njit(parallel=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(parallel=True, nogil=True, error_model="numpy")
 def _decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: Any) -> None:
     """Compiled once a process, whatever the number of loaders. One context a thread."""
     threads = numba.get_num_threads()
@@ -60,7 +65,7 @@ def _decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: A
     for i in numba.prange(len(indices)):
         row = metadata[indices[i]]
         frame = file[row["ptr"] : row["ptr"] + np.uint64(row["size"])]
-        context = contexts[numba.get_thread_id()]
+        context = contexts[numba.get_thread_id()]  # type: ignore[attr-defined]
         size = np.uint64(
             _decompress(context, planes[i].ctypes.data, wanted, frame.ctypes.data, frame.size)
         )
@@ -75,7 +80,8 @@ def _decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: A
 
 class PlaneDecoder(Operation):  # type: ignore[misc]
     """Decodes zstd frames. Each sample's status lies beside it in the batch's memory,
-    (B,) int32: `OK`, `CORRUPT` or `WRONG_SIZE`; whoever iterates has to look at it."""
+    (B,) int32: `OK`, `CORRUPT` or `WRONG_SIZE`; whoever iterates has to look at it.
+    """
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
         """Shape and memory of a batch, for FFCV's graph."""

@@ -15,7 +15,7 @@ _GEOMETRIC_Q = tuple(np.arange(0.05, 1.0, 0.05).round(2).tolist())
 
 def fuse(logits: Logits, weights: Weights) -> Logits:
     """Σ_k w_k · f_k: (n, classes)."""
-    return np.einsum("k,knc->nc", weights.astype(np.float32), logits)
+    return np.asarray(np.einsum("k,knc->nc", weights.astype(np.float32), logits))
 
 
 def average(networks: int) -> Weights:
@@ -45,8 +45,12 @@ def learned(logits: Logits, labels: NDArray[np.int64]) -> Weights:
     """
     start = average(len(logits))
     found = minimize(
-        _nll_and_gradient, start, args=(logits.astype(np.float64), labels), jac=True,
-        method="L-BFGS-B", bounds=[(0.0, None)] * len(logits),
+        _nll_and_gradient,
+        start,
+        args=(logits.astype(np.float64), labels),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0.0, None)] * len(logits),
     )
     return np.asarray(found.x, dtype=np.float64)
 

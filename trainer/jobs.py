@@ -24,8 +24,13 @@ def default_recipe(data: Prepared) -> str:
 
 
 def train_shards(
-    data: Prepared, shards: list[int], recipe_name: str | None, settings: tuple[str, ...],
-    name: str | None, runs: Path, progress_bar: ProgressBar,
+    data: Prepared,
+    shards: list[int],
+    recipe_name: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
+    runs: Path,
+    progress_bar: ProgressBar,
 ) -> Iterator[str]:
     """Train one shard after the other; a finished one is only reported."""
     recipe, label = resolve(recipe_name or default_recipe(data), settings)
@@ -40,5 +45,7 @@ def train_shards(
 
 
 def _figures(result: dict[str, Any]) -> str:
-    found = [f"{split} {result[split]['top1']:.2%}" for split in ("calib", "val") if split in result]
+    found = [
+        f"{split} {result[split]['top1']:.2%}" for split in ("calib", "val") if split in result
+    ]
     return ", ".join([f"{result['epochs']} epochs in {result['train_seconds']:.0f} s", *found])

@@ -61,8 +61,15 @@ class ShardLoader:
     """
 
     def __init__(
-        self, data: Prepared, split: str, k: int, *, batch_size: int, device: torch.device,
-        train: bool, threads: int = 0,
+        self,
+        data: Prepared,
+        split: str,
+        k: int,
+        *,
+        batch_size: int,
+        device: torch.device,
+        train: bool,
+        threads: int = 0,
     ) -> None:
         self.path = data.shard_path(split, k)
         self.prep = data.manifest.preparation
@@ -139,8 +146,9 @@ class ShardLoader:
         """Raise for a sample of this batch whose frame did not decode."""
         if self.prep.codec != "zstd":
             return
-        (node,) = (n for n in self._loader.graph.nodes if getattr(n, "decoder", None) is
-                   self._decoder)
+        (node,) = (
+            n for n in self._loader.graph.nodes if getattr(n, "decoder", None) is self._decoder
+        )
         status = iterator.memory_allocations["operation"][node.id][1][slot][: len(indices)]
         for position in np.flatnonzero(status != OK)[:1].tolist():
             raise DamagedError(
@@ -171,7 +179,8 @@ def _checked_samples(path: Path, expected: int) -> int:
 @contextmanager
 def _iterating(loader: Any) -> Iterator[Any]:
     """FFCV's iterator is a thread: it ends here, not when the garbage collector likes, and
-    gives torch back the number of threads that the Loader sets for all of the process."""
+    gives torch back the number of threads that the Loader sets for all of the process.
+    """
     threads = torch.get_num_threads()
     iterator = iter(loader)
     torch.set_num_threads(threads)

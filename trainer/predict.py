@@ -9,10 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import manifest
-from pipeline.errors import ConfigError, SourceError
-from pipeline.decode import BadImage
+from pipeline.errors import BadImageError, ConfigError, SourceError
 from pipeline.imaging import image_to_values
-from pipeline.splitter import Splitter
 from trainer import fuse
 from trainer.ensemble import NAME, load_network
 from trainer.normalise import Normaliser
@@ -31,16 +29,14 @@ class Classifier:
         self._device = device
         self._networks = {k: load_network(run, self.data, device) for k, run in runs.items()}
         self._normalisers = {k: Normaliser(self.data, k, device) for k in runs}
-        prep = self.data.preparation
-        self._splitter = Splitter(prep) if prep.splits > 1 else None
 
     def classify(self, path: Path, top: int) -> list[tuple[str, float]]:
         """The most likely classes with probabilities. SourceError if `path` holds no image."""
         try:
-            planes = image_to_values(path.read_bytes(), self.data.preparation, self._splitter)
+            planes = image_to_values(path.read_bytes(), self.data.preparation)
         except OSError as error:
             raise SourceError(f"cannot read {path}: {error.strerror}") from error
-        except BadImage as error:
+        except BadImageError as error:
             raise SourceError(f"{path}: {error}") from error
         fused = fuse.fuse(self._logits(planes), self._weights)[0].astype(np.float64)
         probabilities = np.exp(fused - fused.max())

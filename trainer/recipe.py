@@ -28,7 +28,9 @@ class Optimizer:
         _require(self.lr > 0, "optimizer.lr", self.lr, "positive")
         _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "from 0 to below 1")
         for key in ("beta1", "beta2"):
-            _require(0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "in [0, 1)")
+            _require(
+                0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "in [0, 1)"
+            )
         _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
         nesterov_alone = self.name == "sgd" and self.nesterov and not self.momentum
         _require(not nesterov_alone, "optimizer.nesterov", True, "false without momentum")
@@ -42,14 +44,17 @@ class Schedule:
     final_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.warmup_epochs >= 0, "schedule.warmup_epochs", self.warmup_epochs, "at least 0")
+        _require(
+            self.warmup_epochs >= 0, "schedule.warmup_epochs", self.warmup_epochs, "at least 0"
+        )
         _require(self.final_lr >= 0, "schedule.final_lr", self.final_lr, "at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """`horizontal_flip`: where it is exact on the plane. `shift`: up to so many pixels of the
-    plane each way; the border is mid grey."""
+    plane each way; the border is mid grey.
+    """
 
     horizontal_flip: bool = True
     shift: int = 0
@@ -76,7 +81,9 @@ class Recipe:
         _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2^31 - 1")
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
+        _require(
+            0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
+        )
 
     def toml(self) -> str:
         """All values, as a recipe file."""
@@ -91,8 +98,11 @@ def _require(holds: bool, key: str, value: object, wanted: str) -> None:
 def shipped() -> dict[str, Any]:
     """The recipes that come with the tool, by name."""
     folder = resources.files("trainer") / "recipes"
-    return {entry.name.removesuffix(".toml"): entry for entry in folder.iterdir()
-            if entry.name.endswith(".toml")}
+    return {
+        entry.name.removesuffix(".toml"): entry
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    }
 
 
 def resolve(name: str, settings: tuple[str, ...] = ()) -> tuple[Recipe, str]:
@@ -147,8 +157,9 @@ def _build(kind: type[Any], values: dict[str, Any], prefix: str) -> Any:
                 f"{', '.join(prefix + name for name in known)}"
             )
     try:
-        return kind(**{key: _value(known[key].type, value, prefix + key)
-                       for key, value in values.items()})
+        return kind(
+            **{key: _value(known[key].type, value, prefix + key) for key, value in values.items()}
+        )
     except TypeError as error:
         raise ConfigError(f"recipe: {error}") from error
 

@@ -5,7 +5,9 @@ from typing import Any
 
 def table(result: dict[str, Any]) -> str:
     """One line a network, then one a way to fuse; figures on val."""
-    lines = [f"{result['data']}, {result['recipe']}, on val ({result['shards'][0]['samples']:,} images)"]
+    lines = [
+        f"{result['data']}, {result['recipe']}, on val ({result['shards'][0]['samples']:,} images)"
+    ]
     lines.append(f"{'':<14}{'top-1':>9}{'top-5':>9}{'NLL':>9}  weight in learned")
     learned = result["fused"].get("learned", {}).get("weights", [None] * len(result["shards"]))
     for row, weight in zip(result["shards"], learned, strict=True):

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline import __version__, manifest
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.manifest import Manifest
+from trainer.files import write_json
 from trainer.recipe import Recipe
 from trainer.selection import Prepared
 
@@ -65,7 +66,7 @@ class RunDir:
         if not (self.path / manifest.NAME).exists():
             data.save(self.path)
         (self.path / "recipe.toml").write_text(recipe.toml())
-        (self.path / "versions.json").write_text(json.dumps(versions(), indent=1) + "\n")
+        write_json(self.path / "versions.json", versions())
 
     def _check(self, recipe: Recipe, data: Manifest) -> None:
         recorded = self.path / "recipe.toml"
@@ -88,9 +89,7 @@ class RunDir:
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run is finished."""
-        partial = self.path / "result.json.partial"
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(partial, self.path / "result.json")
+        write_json(self.path / "result.json", result)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -42,7 +42,8 @@ def runs_root(runs: Path | None) -> Path:
 
 def select(data: Path | None, **wanted: object) -> Prepared:
     """The one prepared directory that fits. `data`: it, or a folder that holds some;
-    `wanted`: fields of its preparation, None where the user said nothing."""
+    `wanted`: fields of its preparation, None where the user said nothing.
+    """
     root = data_root(data)
     if (root / manifest.NAME).exists():
         directories = [root]
@@ -50,8 +51,9 @@ def select(data: Path | None, **wanted: object) -> Prepared:
         directories = sorted(path.parent for path in root.glob(f"*/*/{manifest.NAME}"))
     found = [Prepared(directory, manifest.load(directory)) for directory in directories]
     said = {key: value for key, value in wanted.items() if value is not None}
-    fitting = [p for p in found if all(getattr(p.manifest.preparation, k) == v
-                                       for k, v in said.items())]
+    fitting = [
+        p for p in found if all(getattr(p.manifest.preparation, k) == v for k, v in said.items())
+    ]
     if len(fitting) == 1:
         return fitting[0]
     raise _unclear(root, found, fitting, said)
@@ -62,16 +64,14 @@ def _unclear(
 ) -> SpectralError:
     if not found:
         return ConfigError(
-            f"no prepared data set in {root}: run `spectral prepare` first, or say where with --data"
+            f"no prepared data set in {root}: run `spectral prepare` first, or name one by --data"
         )
-    asked = " ".join(f"--{key} {value}" for key, value in said.items())
+    asked = "".join(f" --{key} {value}" for key, value in said.items())
     if not fitting:
         listed = "\n  ".join(str(p.directory) for p in found)
-        return ConfigError(f"nothing prepared in {root} fits {asked}; there are\n  {listed}")
+        return ConfigError(f"nothing prepared in {root} fits{asked}; there are\n  {listed}")
     listed = "\n  ".join(f"--data {p.directory}" for p in fitting)
-    return ConfigError(
-        f"{len(fitting)} prepared data sets fit{' ' + asked if asked else ''}; choose one:\n  {listed}"
-    )
+    return ConfigError(f"{len(fitting)} prepared data sets fit{asked}; choose one:\n  {listed}")
 
 
 def parse_shards(text: str, splits: int) -> list[int]:

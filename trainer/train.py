@@ -41,7 +41,10 @@ def build_network(recipe: Recipe, data: Prepared) -> nn.Module:
     channels, size, _ = data.manifest.preparation.input_shape
     torch.manual_seed(recipe.seed)
     return models.build(
-        recipe.model, classes=len(data.manifest.classes), channels=channels, size=size,
+        recipe.model,
+        classes=len(data.manifest.classes),
+        channels=channels,
+        size=size,
         **recipe.model_args,
     )
 
@@ -66,7 +69,8 @@ class Trainer:
     ) -> None:
         data.manifest.check_shard(k)
         self.data, self.k, self.recipe, self.run, self.device = data, k, recipe, run, device
-        self.network = build_network(recipe, data).to(device, memory_format=torch.channels_last)
+        self.network = build_network(recipe, data).to(device)
+        self.network.to(memory_format=torch.channels_last)
         self.optimizer = optim.build(self.network, recipe.optimizer)
         self.normaliser = Normaliser(data.manifest, k, device)
         self.augmenter = Augmenter(recipe.augment, data.manifest.preparation, k, recipe.seed)
@@ -91,7 +95,11 @@ class Trainer:
 
     def _loader(self, split: str, train: bool = False) -> ShardLoader:
         return ShardLoader(
-            self.data, split, self.k, batch_size=self.recipe.batch_size, device=self.device,
+            self.data,
+            split,
+            self.k,
+            batch_size=self.recipe.batch_size,
+            device=self.device,
             train=train,
         )
 
@@ -103,8 +111,13 @@ class Trainer:
         state.seconds += seconds
         images = len(self.loader) * self.loader.batch_size
         self.run.log(
-            kind="train", epoch=state.epoch, step=state.step, loss=loss, lr=self._rate(),
-            images_per_s=images / seconds, nan_grads=state.nan_grads,
+            kind="train",
+            epoch=state.epoch,
+            step=state.step,
+            loss=loss,
+            lr=self._rate(),
+            images_per_s=images / seconds,
+            nan_grads=state.nan_grads,
         )
         found = self._evaluate(calib) if calib else None
         if found:
@@ -112,8 +125,14 @@ class Trainer:
         self._save(found)
         note = f"calib {found.top1:.2%}" if found else ""
         log.info(
-            "%s shard %d: epoch %d/%d, loss %.4f, %s, %.0f images/s", self.data.described, self.k,
-            state.epoch, self.recipe.epochs, loss, note or "no calib", images / seconds,
+            "%s shard %d: epoch %d/%d, loss %.4f, %s, %.0f images/s",
+            self.data.described,
+            self.k,
+            state.epoch,
+            self.recipe.epochs,
+            loss,
+            note or "no calib",
+            images / seconds,
         )
 
     def _train_epoch(self, advance: Advance) -> float:
@@ -142,13 +161,11 @@ class Trainer:
         inputs = self.normaliser(inputs).contiguous(memory_format=torch.channels_last)
         with self.autocast:
             logits = self.network(inputs)
-        loss = F.cross_entropy(
-            logits.float(), labels, label_smoothing=self.recipe.label_smoothing
-        )
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         if not torch.isfinite(loss):
             return None
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        torch.autograd.backward(self.scaler.scale(loss))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
@@ -156,8 +173,10 @@ class Trainer:
     def _rate(self) -> float:
         recipe = self.recipe
         return optim.lr_at(
-            min(self.progress.step, self.steps - 1), steps=self.steps,
-            warmup=recipe.schedule.warmup_epochs * len(self.loader), peak=recipe.optimizer.lr,
+            min(self.progress.step, self.steps - 1),
+            steps=self.steps,
+            warmup=recipe.schedule.warmup_epochs * len(self.loader),
+            peak=recipe.optimizer.lr,
             final=recipe.schedule.final_lr,
         )
 
@@ -204,8 +223,11 @@ class Trainer:
         self.network.load_state_dict(checkpoint.load(self.run.best, self.device)["model"])
         state = self.progress
         result: dict[str, Any] = {
-            "shard": self.k, "epochs": state.epoch, "steps": state.step,
-            "nan_grads": state.nan_grads, "train_seconds": round(state.seconds, 1),
+            "shard": self.k,
+            "epochs": state.epoch,
+            "steps": state.step,
+            "nan_grads": state.nan_grads,
+            "train_seconds": round(state.seconds, 1),
             "parameters": sum(p.numel() for p in self.network.parameters()),
         }
         for split in ("calib", "val"):

@@ -37,6 +37,4 @@ def analyse(
             else:
                 weigh(weights[k, : even.shape[0]], even if parity[k] > 0 else odd, row)
             for c in range(channels):
-                clipped[k] += quantise_row(
-                    row[c * w : (c + 1) * w], scale[k, c], planes[k, c, y]
-                )
+                clipped[k] += quantise_row(row[c * w : (c + 1) * w], scale[k, c], planes[k, c, y])

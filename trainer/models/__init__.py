@@ -24,7 +24,8 @@ _GIVEN = ("classes", "channels", "size")
 
 def build(name: str, *, classes: int, channels: int, size: int, **args: Any) -> nn.Module:
     """The network `name` for square inputs of `size` px: (B, channels, size, size) float →
-    (B, classes) logits. ConfigError for a name, argument or size that it does not know."""
+    (B, classes) logits. ConfigError for a name, argument or size that it does not know.
+    """
     for pattern, _, builder in _FAMILIES:
         if match := re.fullmatch(pattern, name):
             _check_args(name, builder, args)

@@ -4,6 +4,8 @@ Up to 64 px the 7×7 stride-2 stem and the max-pool, which together shrink a map
 give way to one 3×3 stride-1 convolution, as the published Spectral ImageNet code does.
 """
 
+from typing import cast
+
 import torchvision
 from torch import nn
 
@@ -20,8 +22,9 @@ def build(depth: int, *, classes: int, channels: int, size: int) -> nn.Module:
         raise ConfigError(f"no network resnet{depth}; known are {known}")
     if size < 8:
         raise ConfigError(f"resnet{depth} needs inputs of at least 8 px, these are {size}")
-    network: torchvision.models.ResNet = getattr(torchvision.models, f"resnet{depth}")(
-        num_classes=classes
+    network = cast(
+        torchvision.models.ResNet,
+        torchvision.models.get_model(f"resnet{depth}", num_classes=classes),
     )
     if size <= SMALL_INPUT:
         network.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
@@ -29,4 +32,4 @@ def build(depth: int, *, classes: int, channels: int, size: int) -> nn.Module:
     else:
         network.conv1 = nn.Conv2d(channels, 64, 7, 2, 3, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    return network
+    return cast(nn.Module, network)

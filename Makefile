@@ -1,0 +1,31 @@
+# One command each; every target sets up what it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml requirements/lock.txt requirements/install.sh
+	requirements/install.sh $(PYTHON)
+	@touch $@
+
+demo: setup
+	$(BIN)/spectral demo
+
+test: setup
+	$(BIN)/pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# SOURCE: a folder of images, at best photographs of ImageNet's size
+bench: setup
+	$(BIN)/python benchmarks/size.py $(SOURCE)
+	$(BIN)/python benchmarks/prepare.py $(SOURCE)
+	$(BIN)/python benchmarks/loader.py
+
+clean:
+	rm -rf .venv demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

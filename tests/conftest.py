@@ -1,0 +1,94 @@
+"""Images and prepared data sets that tests share; all made here, from fixed seeds."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+ROOT = Path(__file__).parent.parent
+TINTS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
+# What the fixture `data` holds, within it
+SUB4, RAW, GREY = (f"toy/sub4-s32{words}-calib0.2" for words in ("", "-dct2-raw", "-c1-raw"))
+WHOLE, SHORTEST = (f"toy/sub1-s32{words}-calib0.2" for words in ("", "-shortest"))
+Done = subprocess.CompletedProcess[str]
+
+
+def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
+    """Smooth areas, edges and a little noise, in colour: close enough to a photograph."""
+    low = rng.integers(0, 256, (max(2, height // 24), max(2, width // 24), 3), dtype=np.uint8)
+    image = Image.fromarray(low).resize((width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image).astype(np.int16)
+    y, x = np.mgrid[:height, :width]
+    inside = (x - width * rng.random()) ** 2 + (y - height * rng.random()) ** 2 < (height / 3) ** 2
+    pixels[inside] = pixels[inside] // 2 + rng.integers(0, 128, 3)
+    pixels += rng.normal(0, 3, pixels.shape).astype(np.int16)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.SHARPEN)
+
+
+def write_class_folders(root: Path, per_class: dict[str, int], classes: int = 3) -> Path:
+    """root/{split}/class_{i}/NNN.jpg, `per_class` images for each split; classes differ."""
+    rng = np.random.default_rng(7)
+    for split, count in per_class.items():
+        for label in range(classes):
+            folder = root / split / f"class_{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image = photograph(rng, 60 + 5 * label, 48)
+                tint = Image.new(
+                    "RGB", image.size, [(200, 40, 40), (40, 200, 40), (40, 40, 200)][label % 3]
+                )
+                Image.blend(image, tint, 0.4).save(folder / f"{number:03d}.jpg", quality=92)
+    return root
+
+
+def spectral(
+    *args: object, cwd: Path | None = None, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd or ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+    )
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 train and 30 val images of three classes."""
+    return write_class_folders(tmp_path_factory.mktemp("source"), {"train": 40, "val": 10})
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """The source, prepared as sub4 (zstd and raw) and as whole images, 32 px."""
+    out = tmp_path_factory.mktemp("data")
+    for options in (
+        ("--splits", 4),
+        ("--splits", 4, "--transform", "dct2", "--codec", "raw"),
+        ("--splits", 4, "--channels", 1, "--codec", "raw"),
+        ("--splits", 1),
+        ("--splits", 1, "--resize", "shortest"),
+    ):
+        result = spectral(
+            "prepare",
+            "toy",
+            "--source",
+            source,
+            "--size",
+            32,
+            "--calib",
+            0.2,
+            "--out",
+            out,
+            "--workers",
+            2,
+            *options,
+        )
+        assert result.returncode == 0, result.stderr
+    return out

@@ -1,0 +1,98 @@
+"""The rules of the house, read from the imports themselves."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+# What the trainer may know of the offline stage: what describes data on disk, and `imaging`,
+# which turns an image into its planes.
+SHARED = {"beton", "catalogue", "errors", "imaging", "manifest", "options", "transforms"}
+HEAVY = {"torch", "ffcv", "numba", "torchvision"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Dotted names of everything that a module imports, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def modules(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found
+    return found
+
+
+def test_pipeline_imports_neither_torch_nor_ffcv_nor_the_trainer() -> None:
+    for path in modules("pipeline"):
+        tops = {name.split(".")[0] for name in imports_of(path)}
+        assert not tops & {"torch", "torchvision", "ffcv", "trainer", "cli"}, path
+
+
+def test_the_trainer_knows_of_the_pipeline_only_what_describes_data() -> None:
+    for path in modules("trainer"):
+        names = imports_of(path)
+        used = {name.split(".")[1] for name in names if name.startswith("pipeline.")}
+        assert used <= SHARED | {"__version__"}, path
+        assert "cli" not in names, path
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    for package in ("pipeline", "trainer"):
+        for path in modules(package):
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+@pytest.mark.parametrize("command", ["", "prepare", "train", "ensemble", "predict", "demo"])
+def test_help_loads_nothing_heavy(command: str) -> None:
+    """`--help` answers at once: no torch, ffcv or numba is loaded for it."""
+    code = (
+        "import sys, cli\n"
+        f"sys.argv = ['spectral', *{[command] if command else []!r}, '--help']\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        f"assert not set(sys.modules) & {HEAVY!r}, set(sys.modules) & {HEAVY!r}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: spectral" in done.stdout
+
+
+def test_a_wheel_carries_the_data_files_and_works_elsewhere(tmp_path: Path) -> None:
+    """Built, installed without dependencies, run from another folder."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"cli.py", "pipeline/datasets.toml", "trainer/recipes/digits.toml"} <= set(names)
+
+    env = tmp_path / "env"
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", str(env)],
+        check=True,
+    )
+    site = next((env / "lib").glob("python*/site-packages"))
+    # the packages of the environment that runs the tests, but not its editable checkout
+    outer = next(p for p in sys.path if p.endswith("site-packages"))
+    (site / "outer.pth").write_text(outer + "\n")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(env / "bin" / "python"), "install",
+         "--no-deps", "--no-index", "--force-reinstall", "--quiet", str(wheel)],
+        check=True,
+    )  # fmt: skip
+    program = env / "bin" / "spectral"
+    for args, expected in ((["datasets"], "imagenet21k"), (["demo", "--help"], "digits")):
+        done = subprocess.run([program, *args], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+    where = [str(env / "bin" / "python"), "-c", "import pipeline; print(pipeline.__file__)"]
+    assert str(site) in subprocess.run(where, cwd=tmp_path, capture_output=True, text=True).stdout

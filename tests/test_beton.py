@@ -1,0 +1,181 @@
+"""The file format: FFCV's own dtypes, the stock Loader, pages, digests, damage."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import beton
+from pipeline.beton import PAGE, BetonReader, BetonWriter, digest, image_field
+from pipeline.codec import decode_plane
+from pipeline.errors import DamagedError
+from pipeline.options import Preparation, preparation
+from tests.conftest import GREY, RAW, ROOT, SUB4
+
+
+def test_dtypes_are_ffcvs() -> None:
+    """Ours are copies, since importing ffcv would load torch; they must not drift."""
+    from ffcv import types
+    from ffcv.fields import IntField, NDArrayField, RGBImageField
+    from ffcv.fields.ndarray import NDArrayArgsType
+
+    assert types.HeaderType == beton.HEADER
+    assert types.FieldDescType == beton.FIELD
+    assert types.ALLOC_TABLE_TYPE == beton.ALLOCATION
+    assert types.CURRENT_VERSION == beton.VERSION
+    assert NDArrayArgsType == beton.NDARRAY_ARGUMENTS
+    assert RGBImageField().metadata_type == beton.RGB_IMAGE
+    assert types.TYPE_ID_HANDLER[beton.TYPE_RGB_IMAGE] is RGBImageField
+    assert types.TYPE_ID_HANDLER[beton.TYPE_NDARRAY] is NDArrayField
+    assert types.TYPE_ID_HANDLER[beton.TYPE_INT] is IntField
+    assert types.TYPE_ID_HANDLER[beton.TYPE_CUSTOM] is None
+    rgb = types.get_metadata_type([RGBImageField(), IntField()])
+    assert rgb == image_field(preparation("any", 4, size=8, codec="raw")).row
+
+
+def write(path: Path, prep: Preparation, payloads: list[bytes], capacity: int = 0) -> beton.Written:
+    """A file of `payloads`, labels 0, 1, 2, …, appended in uneven pieces."""
+    writer = BetonWriter(path, image_field(prep), capacity or len(payloads))
+    for start in range(0, len(payloads), 7):
+        part = payloads[start : start + 7]
+        sizes = np.array([len(p) for p in part], np.uint32)
+        shapes = np.tile(np.array(prep.plane_shape[1:], np.int32), (len(part), 1))
+        writer.append(memoryview(b"".join(part)), sizes, start + np.arange(len(part)), shapes)
+    return writer.finish()
+
+
+ZSTD = preparation("any", 4, size=8)
+RAW_GREY = preparation("any", 4, size=2 * 1448, channels=1, codec="raw")
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    payloads = [rng.bytes(int(n)) for n in rng.integers(0, 3000, 100)]
+    written = write(tmp_path / "a.beton", ZSTD, payloads)
+    with BetonReader(tmp_path / "a.beton") as reader:
+        assert reader.samples == written.samples == 100
+        assert [reader.payload(i) for i in range(100)] == payloads
+        assert reader.labels.tolist() == list(range(100))
+        assert reader.shape(0) == (3, 4, 4)
+    assert written.payload_bytes == sum(map(len, payloads))
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [[PAGE], [PAGE - 100, 200, PAGE, 1], [PAGE // 3] * 11, [1, PAGE, PAGE, 5], [], [0, 0]],
+)
+def test_no_sample_straddles_a_page_and_the_digest_is_the_files(
+    tmp_path: Path, sizes: list[int]
+) -> None:
+    """The digest that the writer keeps on the way is the one of the finished file."""
+    rng = np.random.default_rng(1)
+    payloads = [rng.bytes(size) for size in sizes]
+    written = write(tmp_path / "a.beton", ZSTD, payloads, capacity=len(sizes) + 3)
+    assert written.digest == digest(tmp_path / "a.beton")
+    assert written.size == (tmp_path / "a.beton").stat().st_size
+    with BetonReader(tmp_path / "a.beton") as reader:
+        for i, payload in enumerate(payloads):
+            pointer, size = int(reader.rows["f0"]["ptr"][i]), len(payload)
+            assert size == 0 or pointer // PAGE == (pointer + size - 1) // PAGE
+            assert reader.payload(i) == payload
+
+
+def test_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
+    """Not on how they were cut into pieces."""
+    rng = np.random.default_rng(2)
+    payloads = [rng.bytes(int(n)) for n in rng.integers(1, PAGE // 5, 40)]
+    write(tmp_path / "a.beton", RAW_GREY, payloads)
+    writer = BetonWriter(tmp_path / "b.beton", image_field(RAW_GREY), len(payloads))
+    for i, payload in enumerate(payloads):
+        shape = np.array([[1448, 1448]], np.int32)
+        writer.append(memoryview(payload), np.array([len(payload)]), np.array([i]), shape)
+    writer.finish()
+    assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
+
+
+@pytest.mark.parametrize("keep", [0, 5, 24, 1500, 2110, 2500, 4000])
+def test_a_truncated_file_is_refused_by_name(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "a.beton"
+    write(path, ZSTD, [b"x" * 50] * 40)
+    content = path.read_bytes()
+    path.write_bytes(content[:keep])
+    with pytest.raises(DamagedError, match=r"a\.beton"):
+        BetonReader(path)
+
+
+def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    path.write_bytes(b"not a beton at all" * 400)
+    with pytest.raises(DamagedError, match="no FFCV file"):
+        BetonReader(path)
+
+
+STOCK = """
+import os, sys
+sys.path = [p for p in sys.path if not os.path.exists(os.path.join(p, "pipeline"))]
+import numpy as np
+from ffcv.loader import Loader, OrderOption
+images = []
+for batch, labels in Loader(sys.argv[1], batch_size=16, num_workers=2, drop_last=False,
+                            os_cache=sys.argv[2] == "os", order=OrderOption.SEQUENTIAL):
+    images.append(batch.numpy().copy())
+    last = labels.numpy().copy()
+np.save(sys.argv[3], np.concatenate(images))
+print(last.shape, not any(m == "pipeline" or m.startswith("trainer") for m in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("cache", ["os", "process"])
+@pytest.mark.parametrize(("folder", "shape"), [(RAW, (3, 16, 16)), (GREY, (1, 16, 16))])
+def test_a_raw_shard_opens_with_ffcv_alone(
+    tmp_path: Path, data: Path, cache: str, folder: str, shape: tuple[int, int, int]
+) -> None:
+    """A process of its own, none of our code on its path, either cache; int8 + 128, HWC."""
+    path = data / folder / "train" / "shard_01.beton"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", STOCK, path, cache, tmp_path / "images.npy"],
+        cwd=tmp_path, capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("True\n")
+    images = np.load(tmp_path / "images.npy")
+    with BetonReader(path) as reader:
+        for i, image in enumerate(images):
+            plane = decode_plane(reader.payload(i), "raw", shape)
+            assert (image == (plane.transpose(1, 2, 0).astype(int) + 128)).all()
+        assert len(images) == reader.samples
+
+
+STOCK_ZSTD = """
+import sys
+import numpy as np
+from ffcv.loader import Loader, OrderOption
+from trainer.field import PlaneField
+images = [b.numpy().copy() for b, _ in Loader(
+    sys.argv[1], batch_size=16, num_workers=2, drop_last=False, os_cache=True,
+    order=OrderOption.RANDOM if sys.argv[3] == "random" else OrderOption.SEQUENTIAL, seed=3,
+    custom_fields={"image": PlaneField})]
+np.save(sys.argv[2], np.concatenate(images))
+"""
+
+
+def test_a_zstd_shard_opens_with_the_stock_loader_and_our_field(tmp_path: Path, data: Path) -> None:
+    path = data / SUB4 / "train" / "shard_02.beton"
+    for order in ("sequential", "random"):
+        done = subprocess.run(
+            [sys.executable, "-c", STOCK_ZSTD, path, tmp_path / "images.npy", order],
+            cwd=ROOT, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        images = np.load(tmp_path / "images.npy")
+        with BetonReader(path) as reader:
+            planes = [
+                decode_plane(reader.payload(i), "zstd", (3, 16, 16)) for i in range(reader.samples)
+            ]
+        stored, loaded = ({p.tobytes() for p in x} for x in (planes, images))
+        assert stored == loaded
+        if order == "sequential":
+            assert (images == np.stack(planes)).all()

@@ -1,0 +1,117 @@
+"""What is an image is known by content; everything odd becomes RGB or a reason."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.decode import decode
+from pipeline.errors import BadImageError
+from pipeline.options import preparation
+from pipeline.resize import resize
+from tests.conftest import photograph
+
+
+def photo(width: int = 120, height: int = 90) -> Image.Image:
+    return photograph(np.random.default_rng(3), width, height)
+
+
+def coded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_every_mode_becomes_rgb_or_grey() -> None:
+    base = photo()
+    sixteen = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
+    for image, kind in [
+        (base, "JPEG"), (base.convert("L"), "JPEG"), (base.convert("CMYK"), "JPEG"),
+        (base.convert("RGBA"), "PNG"), (base.convert("LA"), "PNG"), (base.convert("P"), "PNG"),
+        (base.convert("1"), "PNG"), (sixteen, "PNG"), (sixteen, "TIFF"), (base.convert("P"), "GIF"),
+        (base, "WEBP"), (base, "BMP"), (base.convert("L").convert("F"), "TIFF"),
+        (base.convert("L").convert("I"), "TIFF"),
+    ]:  # fmt: skip
+        data = coded(image, kind)
+        for channels, mode in ((3, "RGB"), (1, "L")):
+            found = decode(data, channels, 32)
+            assert (found.mode, found.size) == (mode, base.size), (image.mode, kind)
+            error = np.asarray(found.convert("L")).astype(float) - np.asarray(base.convert("L"))
+            assert np.abs(error).mean() < (130 if image.mode == "1" else 12), (image.mode, kind)
+
+
+def test_sixteen_bits_keep_their_upper_eight() -> None:
+    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
+    found = decode(coded(Image.fromarray(values), "PNG"), 1, 16)
+    assert (np.asarray(found) == values >> 8).all()
+
+
+def test_of_an_animation_the_first_frame_counts() -> None:
+    first, second = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    data = coded(first, "GIF", save_all=True, append_images=[second])
+    assert np.asarray(decode(data, 3, 8))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_orientation_is_ignored_and_broken_exif_does_not_matter() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode(coded(photo(), "JPEG", exif=exif), 3, 32).size == (120, 90)
+    broken = coded(photo(), "JPEG", exif=b"Exif\0\0" + b"MM\0*\xff\xff\xff\xff" + b"\xee" * 40)
+    assert decode(broken, 3, 32).size == (120, 90)
+
+
+def _bomb() -> bytes:
+    """A PNG of 20000×20000 px in a few hundred bytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        crc = zlib.crc32(kind + body)
+        return len(body).to_bytes(4, "big") + kind + body + crc.to_bytes(4, "big")
+
+    header = (20000).to_bytes(4, "big") * 2 + bytes([8, 2, 0, 0, 0])
+    pixels = zlib.compress(b"\0" * 1000)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"hello, this is no image", "not an image"),
+        (b"\xff\xd8\xff", "not an image|cannot decode"),
+        (coded(photo(), "JPEG")[:900], "cannot decode: .*truncated"),
+        (coded(photo(), "PNG")[:900], "cannot decode"),
+        (coded(photo(), "WEBP")[:300], "cannot decode|not an image"),
+        (_bomb(), "decompression bomb"),
+    ],
+)
+def test_what_cannot_be_decoded_has_a_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImageError, match=reason):
+        decode(data, 3, 32)
+
+
+def test_draft_mode_keeps_at_least_twice_the_target() -> None:
+    """The rule that decode states; smaller JPEGs are decoded in full."""
+    data = coded(photo(1000, 800), "JPEG", quality=95)
+    assert decode(data, 3, 300).size == (1000, 800)
+    assert decode(data, 3, 100).size == (250, 200)
+    full = Image.open(io.BytesIO(data)).convert("RGB")
+    drafted, whole = (resize(im, "squash", 96) for im in (decode(data, 3, 96), full))
+    assert np.abs(drafted.astype(int) - whole).mean() < 2
+
+
+@pytest.mark.parametrize(
+    ("policy", "size", "shape"),
+    [("squash", 48, (48, 48)), ("crop", 48, (48, 48)), ("shortest", 48, (48, 64))],
+)
+def test_resize_policies(policy: str, size: int, shape: tuple[int, int]) -> None:
+    assert resize(photo(120, 90), policy, size).shape == (*shape, 3)
+
+
+def test_crop_takes_the_middle() -> None:
+    image = Image.new("L", (90, 30), 0)
+    image.paste(255, (30, 0, 60, 30))
+    assert (resize(image, "crop", 30) == 255).all()
+    assert preparation("any", 4, size=30, resize="crop").folder().endswith("crop")

@@ -1,0 +1,340 @@
+"""`spectral prepare` on real images, real processes, real faults."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import manifest
+from pipeline.beton import BetonReader, digest
+from pipeline.codec import decode_plane
+from pipeline.imaging import image_to_values, load
+from pipeline.splitter import Splitter
+from tests.conftest import (
+    GREY,
+    RAW,
+    ROOT,
+    SHORTEST,
+    SUB4,
+    WHOLE,
+    Done,
+    spectral,
+    write_class_folders,
+)
+
+TOY = ("--size", 32, "--splits", 4, "--calib", 0.2)
+
+
+def prepare(source: Path, out: Path, *options: object) -> Done:
+    """Prepare `source` as the data set `toy`, sub4 of 32 px."""
+    return spectral("prepare", "toy", "--source", source, *TOY, "--out", out, *options)
+
+
+def files_of(directory: Path) -> dict[str, str]:
+    """Digest of every file but the lock, by its path within `directory`."""
+    found = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != ".lock"]
+    return {p.relative_to(directory).as_posix(): digest(p) for p in found}
+
+
+def test_shards_hold_the_planes_of_the_source(data: Path, source: Path) -> None:
+    """Each stored plane is what the chain for one image gives; labels and order fit."""
+    for folder in (SUB4, RAW, GREY):
+        found = manifest.load(data / folder)
+        prep = found.preparation
+        table = pq.read_table(data / folder / "samples.parquet").to_pylist()
+        for split in ("train", "calib", "val"):
+            rows = [row for row in table if row["split"] == split]
+            readers = [BetonReader(data / folder / found.shard(split, k)) for k in range(4)]
+            assert [r.samples for r in readers] == [len(rows)] * 4
+            for i in range(0, len(rows), 7):
+                expected = image_to_values((source / rows[i]["id"]).read_bytes(), prep)
+                stored = [decode_plane(r.payload(i), prep.codec, prep.plane_shape) for r in readers]
+                assert (np.stack(stored) == expected).all()
+                assert readers[0].labels[i] == rows[i]["label"]
+                assert found.classes[rows[i]["label"]] == Path(rows[i]["id"]).parent.name
+
+
+def test_the_manifest_adds_up(data: Path, source: Path) -> None:
+    found = manifest.load(data / SUB4)
+    counts = found.counts
+    assert sum(c["indexed"] for c in counts.values()) == 150
+    assert all(c["indexed"] == c["written"] + c["quarantined"] for c in counts.values())
+    assert counts["val"]["written"] == 30
+    assert 10 < counts["calib"]["written"] < 40
+    assert found.psnr_db is not None
+    assert found.psnr_db > 38
+    assert {f"{s}/shard_0{k}.beton" for s in counts for k in range(4)} < set(found.files)
+    for name, entry in found.files.items():
+        assert digest(data / SUB4 / name) == entry["digest"]
+
+
+def test_mean_and_deviation_are_those_of_the_planes(data: Path) -> None:
+    """Recorded after the colour rotation is undone, over train alone."""
+    found = manifest.load(data / SUB4)
+    splitter = Splitter(found.preparation)
+    for k, plane in enumerate(found.planes):
+        with BetonReader(data / SUB4 / found.shard("train", k)) as reader:
+            stored = [
+                decode_plane(reader.payload(i), "zstd", (3, 16, 16)) for i in range(reader.samples)
+            ]
+        values = np.stack(stored) * splitter.steps[k] + splitter.offsets[k][:, None, None]
+        rgb = np.einsum("nchw,cd->ndhw", values, splitter.colour)
+        np.testing.assert_allclose(rgb.mean(axis=(0, 2, 3)), plane.mean, atol=1e-6)
+        np.testing.assert_allclose(rgb.std(axis=(0, 2, 3)), plane.std, atol=1e-6)
+
+
+def test_psnr_is_that_of_the_rebuilt_images(data: Path, source: Path) -> None:
+    """Pooled over all images (so few that all are measured), from the stored planes."""
+    found = manifest.load(data / SUB4)
+    splitter, squares, count = Splitter(found.preparation), 0.0, 0
+    for row in pq.read_table(data / SUB4 / "samples.parquet").to_pylist():
+        pixels, _ = load((source / row["id"]).read_bytes(), found.preparation)
+        planes = splitter.empty()
+        splitter.split(pixels, planes, np.zeros(4, np.int64))
+        squares += ((splitter.rebuild(planes).astype(float) - pixels) ** 2).sum()
+        count += pixels.size
+    assert found.psnr_images == 150
+    assert found.psnr_db == pytest.approx(10 * np.log10(255**2 * count / squares), abs=1e-9)
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(
+    data: Path, source: Path, tmp_path: Path
+) -> None:
+    for workers in (1, 3):
+        out = tmp_path / str(workers)
+        done = prepare(source, out, "--workers", workers)
+        assert done.returncode == 0, done.stderr
+        assert files_of(out / SUB4) == files_of(data / SUB4)
+
+
+def test_run_again_it_says_that_it_is_finished(data: Path, source: Path) -> None:
+    before = files_of(data / SUB4)
+    done = prepare(source, data)
+    assert done.returncode == 0
+    assert "already finished" in done.stdout
+    assert files_of(data / SUB4) == before
+
+
+def test_another_source_for_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    other = write_class_folders(tmp_path / "other", {"train": 2})
+    done = prepare(other, data)
+    assert done.returncode == 1
+    assert "was made from" in done.stderr
+
+
+def test_whole_images_are_stock_ffcv_jpegs(data: Path) -> None:
+    for folder, shape in ((WHOLE, (3, 32, 32)), (SHORTEST, (3, 32, 40))):
+        with BetonReader(data / folder / "train" / "shard_00.beton") as reader:
+            assert reader.codec == "jpeg"
+            assert reader.shape(0) == shape
+            assert reader.payload(0)[:3] == b"\xff\xd8\xff"
+
+
+def test_bad_images_are_quarantined_with_their_reasons(source: Path, tmp_path: Path) -> None:
+    """Nothing is dropped in silence, whatever the file is called."""
+    mixed = tmp_path / "mixed"
+    shutil.copytree(source, mixed)
+    folder = mixed / "train" / "class_1"
+    good = (folder / "000.jpg").read_bytes()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no image")
+    (folder / "cut.jpg").write_bytes(good[: len(good) // 2])
+    (folder / "really-a-jpeg.txt").write_bytes(good)
+    done = prepare(mixed, tmp_path)
+    assert done.returncode == 0, done.stderr
+    counts = manifest.load(tmp_path / SUB4).counts
+    assert sum(c["quarantined"] for c in counts.values()) == 3
+    assert sum(c["written"] for c in counts.values()) == 151
+    rows = pq.read_table(tmp_path / SUB4 / "samples.parquet").to_pylist()
+    reasons = {Path(r["id"]).name: r["reason"] for r in rows if r["status"] == "quarantined"}
+    assert set(reasons) == {"empty.jpg", "text.jpg", "cut.jpg"}
+    assert "empty" in reasons["empty.jpg"]
+    assert "truncated" in reasons["cut.jpg"]
+
+    done = prepare(mixed, tmp_path / "strict", "--max-bad", 2)
+    assert done.returncode == 1
+    assert "3 images cannot be used, more than --max-bad 2" in done.stderr
+    assert "cut.jpg" in done.stderr
+    assert not list((tmp_path / "strict").rglob("*.beton"))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda root: None, "no such file"),
+        (lambda root: root.mkdir(), "empty folder"),
+        (lambda root: root.write_text("x"), "is a file"),
+        (lambda root: (root / "train").mkdir(parents=True), "no class folders"),
+        (lambda root: (root / "train" / "a").mkdir(parents=True), "empty class"),
+        (lambda root: (root / "val" / "a").mkdir(parents=True), "no train/"),
+        (lambda root: _touch(root / "train/a/1.jpg", root / "val/b/1.jpg"), "lacks: b"),
+        (lambda root: _touch(root / "train/a/1.jpg", root / "train/1.jpg"), "beside its class"),
+        (lambda root: _touch(root / "train/a/1.jpg", root / "test/a/1.jpg"), "and also test"),
+        (lambda root: _touch(root / "a/1.jpg"), "no image of train can be used"),
+    ],
+)  # fmt: skip
+def test_a_source_that_cannot_be_used_is_refused(
+    tmp_path: Path, build: object, message: str
+) -> None:
+    build(tmp_path / "source")  # type: ignore[operator]
+    done = prepare(tmp_path / "source", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").rglob("*.beton"))
+
+
+def _touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_no_val_is_accepted_and_said(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "source", {"train": 4})
+    done = prepare(tmp_path / "source" / "train", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "no val split" in done.stderr
+    assert manifest.load(tmp_path / SUB4).counts["val"]["indexed"] == 0
+
+
+def test_limit_spreads_over_the_classes(source: Path, tmp_path: Path) -> None:
+    done = spectral(
+        "prepare", "toy", "--source", source, *TOY, "--limit", 9, "--out", tmp_path, "--json"
+    )
+    found = json.loads(done.stdout)
+    assert sum(found["counts"][s]["written"] for s in ("train", "calib")) == 9
+    labels = BetonReader(Path(found["path"]) / "val" / "shard_00.beton").labels
+    assert np.bincount(labels).tolist() == [3, 3, 3]
+
+
+def test_counts_that_differ_from_the_catalogue_are_said(source: Path, tmp_path: Path) -> None:
+    done = spectral("prepare", "cifar10", "--source", source, "--splits", 4, "--out", tmp_path)
+    assert done.returncode == 0
+    assert "has 3 classes, cifar10 usually 10" in done.stderr
+    assert "120 images in train, cifar10 usually 50000" in done.stderr
+
+
+def start(*args: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, args)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes: the children that run Python's spawned main."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            found.append(int(child))
+    return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def long_source(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """Enough (linked) images to catch a run in the middle."""
+    root = tmp_path_factory.mktemp("long") / "source"
+    for path in sorted((source / "train").rglob("*.jpg")):
+        folder = root / "train" / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for copy in range(250):
+            os.link(path, folder / f"{path.stem}-{copy}.jpg")
+    return root
+
+
+def test_a_killed_worker_ends_the_run_and_the_next_run_is_whole(
+    long_source: Path, tmp_path: Path
+) -> None:
+    """A real SIGKILL: an error within seconds, nothing under a final name; then start over."""
+    args = ("prepare", "toy", "--source", long_source, *TOY, "--workers", 2, "--out", tmp_path)
+    run = start(*args)
+    partial = tmp_path / SUB4 / "train" / "shard_00.beton.partial"
+    wait_until(lambda: partial.exists() and partial.stat().st_size > 1_500_000)
+    assert run.poll() is None
+    os.kill(children(run.pid)[0], signal.SIGKILL)
+    killed = time.monotonic()
+    _, error = run.communicate(timeout=30)
+    assert time.monotonic() - killed < 10
+    assert run.returncode == 1
+    assert "killed by SIGKILL" in error
+    assert not list(tmp_path.rglob("*.beton"))
+
+    assert spectral(*args).returncode == 0
+    assert spectral("verify", tmp_path / SUB4).returncode == 0
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_killed_parent_takes_its_workers_along(long_source: Path, tmp_path: Path) -> None:
+    run = start("prepare", "toy", "--source", long_source, *TOY, "--workers", 2, "--out", tmp_path)
+    wait_until(lambda: (tmp_path / SUB4 / "train").exists())
+    workers = children(run.pid)
+    assert len(workers) == 2
+    run.kill()
+    run.communicate()
+    wait_until(lambda: not any(Path(f"/proc/{w}/cmdline").exists() and
+                               b"spawn_main" in Path(f"/proc/{w}/cmdline").read_bytes()
+                               for w in workers), 15)  # fmt: skip
+
+
+def test_a_second_run_on_the_same_output_is_refused(long_source: Path, tmp_path: Path) -> None:
+    args = ("prepare", "toy", "--source", long_source, *TOY, "--workers", 1, "--out", tmp_path)
+    run = start(*args)
+    wait_until(lambda: (tmp_path / SUB4 / "train").exists())
+    second = spectral(*args)
+    assert second.returncode == 1
+    assert "another run is at work" in second.stderr
+    assert run.wait(timeout=120) == 0
+
+
+def test_a_full_disk_is_a_clear_error(long_source: Path, tmp_path: Path) -> None:
+    """A real one, of 3 MB; afterwards the same command works where there is room."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        done = prepare(long_source, disk)
+        assert done.returncode == 1
+        assert "the disk is full" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(disk.rglob("*.beton"))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_source_that_vanishes_is_a_clear_error(source: Path, tmp_path: Path) -> None:
+    """A file that was indexed and is gone is no bad image."""
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy)
+    (copy / "train" / "class_1" / "005.jpg").unlink()
+    (copy / "train" / "class_1" / "005.jpg").symlink_to(tmp_path / "nowhere")
+    done = prepare(copy, tmp_path)
+    assert done.returncode == 1
+    assert "005.jpg" in done.stderr
+    assert "No such file" in done.stderr
+
+
+def test_errors_of_the_machine_name_the_place(source: Path) -> None:
+    """/proc takes no new folders, even from root."""
+    done = prepare(source, "/proc/nowhere")
+    assert done.returncode == 1
+    assert "Error: /proc/nowhere" in done.stderr
