@@ -71,9 +71,10 @@ def _decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: A
         )
         if size == wanted:
             status[i] = 0
+        elif size > wanted or frame.size == 0:
+            status[i] = 1  # libzstd's error codes are the largest values of a size_t
         else:
-            # libzstd's error codes are the largest values of a size_t
-            status[i] = 1 if size > wanted else 2
+            status[i] = 2
     for thread in range(threads):
         _free(contexts[thread])
 

@@ -77,6 +77,7 @@ class Trainer:
         self.loader = self._loader("train", train=True)
         self.scaler, self.autocast = _mixed_precision(device)
         self.progress = Progress()
+        self._bad_in_a_row = 0
         self.steps = recipe.epochs * len(self.loader)
 
     def train(self, progress_bar: ProgressBar) -> dict[str, Any]:
@@ -139,18 +140,16 @@ class Trainer:
         """One pass over the shard; the mean loss."""
         self.network.train()
         total = torch.zeros((), device=self.device)
-        epoch, bad_in_a_row, good = self.progress.epoch, 0, 0
+        epoch, good = self.progress.epoch, 0
         for values, labels in self.loader.epoch(self.recipe.seed, epoch):
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate()
             loss = self._step(values, labels)
             if loss is None:
-                self.progress.nan_grads += 1
-                bad_in_a_row += 1
-                self._refuse_divergence(bad_in_a_row)
+                self._count_bad_step()
             else:
                 total += loss
-                bad_in_a_row, good = 0, good + 1
+                self._bad_in_a_row, good = 0, good + 1
             self.progress.step += 1
             advance(1, f"epoch {epoch + 1}/{self.recipe.epochs}")
         return (total / max(good, 1)).item()
@@ -180,11 +179,14 @@ class Trainer:
             final=recipe.schedule.final_lr,
         )
 
-    def _refuse_divergence(self, bad_in_a_row: int) -> None:
-        if bad_in_a_row >= MAX_BAD_STEPS:
+    def _count_bad_step(self) -> None:
+        self.progress.nan_grads += 1
+        self._bad_in_a_row += 1
+        if self._bad_in_a_row >= MAX_BAD_STEPS:
             raise DivergedError(
-                f"{self.run.path}: the loss was not finite in {bad_in_a_row} steps in a row (step "
-                f"{self.progress.step}); last.pt is from the epoch before. Try a lower optimizer.lr"
+                f"{self.run.path}: the loss was not finite in {MAX_BAD_STEPS} steps in a row (step "
+                f"{self.progress.step}); last.pt, if any, is from an epoch before. Try a lower "
+                "optimizer.lr"
             )
 
     def _evaluate(self, loader: ShardLoader) -> Metrics:

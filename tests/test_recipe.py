@@ -1,0 +1,72 @@
+"""Recipes: checked at construction, unknown keys refused with the valid ones."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from trainer.recipe import resolve, shipped
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_recipe_resolves_and_survives_its_own_toml(name: str, tmp_path: Path) -> None:
+    recipe, label = resolve(name)
+    assert label == name
+    path = tmp_path / f"{name}.toml"
+    path.write_text(recipe.toml())
+    assert resolve(str(path)) == (recipe, name)
+
+
+def test_settings_change_values_and_the_label() -> None:
+    recipe, label = resolve(
+        "cifar-resnet20", ("epochs=3", "optimizer.lr=1", "model_args.width=8", "optimizer.name=sgd")
+    )
+    assert (recipe.epochs, recipe.optimizer.lr, recipe.model_args) == (3, 1.0, {"width": 8})
+    assert label.startswith("cifar-resnet20+epochs=3+optimizer.lr=1")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("epoch=3", "unknown key epoch; valid are model, epochs, batch_size"),
+        ("optimizer.rate=3", "unknown key optimizer.rate; valid are optimizer.name"),
+        ("optimizer=3", "optimizer is a table"),
+        ("epochs.x=3", "epochs is no table"),
+        ("epochs=three", "must be of type int"),
+        ("epochs=2.5", "must be of type int"),
+        ("epochs=true", "must be of type int"),
+        ("epochs=0", "epochs = 0: must be at least 1"),
+        ("batch_size=1", "at least 2"),
+        ("optimizer.lr=0", "must be positive"),
+        ("optimizer.name=lion", "sgd or adamw"),
+        ("optimizer.momentum=0", "false without momentum"),
+        ("label_smoothing=1", r"in \[0, 1\)"),
+        ("augment.shift=-1", "at least 0 px"),
+        ("schedule.warmup_epochs=-1", "at least 0"),
+        ("epochs", "key=value"),
+        ("=3", "key=value"),
+    ],
+)
+def test_wrong_settings_are_refused(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve("cifar-resnet20", (setting,))
+
+
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("model = ")
+    (tmp_path / "short.toml").write_text('model = "resnet18"')
+    with pytest.raises(ConfigError, match="no valid TOML"):
+        resolve(str(tmp_path / "broken.toml"))
+    with pytest.raises(ConfigError, match="epochs"):
+        resolve(str(tmp_path / "short.toml"))
+    with pytest.raises(ConfigError, match=r"neither a file nor one of .*cifar-resnet20"):
+        resolve("cifar-resnet21")
+
+
+def test_the_resolved_recipe_holds_every_value() -> None:
+    values = tomllib.loads(resolve("digits")[0].toml())
+    assert set(values) == {
+        "model", "epochs", "batch_size", "seed", "label_smoothing", "model_args", "optimizer",
+        "schedule", "augment",
+    }  # fmt: skip

@@ -1,0 +1,337 @@
+"""From shards to a fused classifier, on real betons: train, resume, damage, fuse, predict."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import manifest
+from pipeline.beton import BetonReader
+from pipeline.errors import DamagedError
+from tests.conftest import RAW, ROOT, SHORTEST, SUB4, WHOLE, Done, spectral
+from trainer.loader import ShardLoader
+from trainer.selection import Prepared
+
+FAST = ("--recipe", "digits", "--set", "epochs=3", "--set", "batch_size=16",
+        "--set", "model_args.width=8")  # fmt: skip
+LABEL = "digits+epochs=3+batch_size=16+model_args.width=8"
+CPU = torch.device("cpu")
+
+
+def train(data: Path, runs: Path, *options: object) -> Done:
+    return spectral("train", "--data", data, "--runs", runs, *FAST, *options)
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All four shards of the toy data set, trained by one command."""
+    root = tmp_path_factory.mktemp("runs")
+    done = train(data / SUB4, root, "--shard", "all")
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_a_run_directory_holds_what_it_should(runs: Path, data: Path) -> None:
+    run = runs / SUB4 / LABEL / "shard_02"
+    recipe = tomllib.loads((run / "recipe.toml").read_text())
+    assert (recipe["epochs"], recipe["model"]) == (3, "cifar-resnet8")
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows if row["kind"] == "train"] == [1, 2, 3]
+    assert {row["split"] for row in rows if row["kind"] == "eval"} == {"calib", "val"}
+    state = torch.load(run / "last.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state["model"].values())
+    assert state["progress"]["epoch"] == 3
+    result = json.loads((run / "result.json").read_text())
+    assert result["val"]["samples"] == 30
+    assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
+    assert manifest.load(run).digest == manifest.load(data / SUB4).digest
+    assert not list(run.glob("*.partial"))
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(runs: Path, data: Path) -> None:
+    run = runs / SUB4 / LABEL / "shard_01"
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    done = train(data / SUB4, runs, "--shard", 1)
+    assert done.returncode == 0
+    assert "already finished" in done.stdout
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+
+
+def test_a_killed_run_resumes_and_ends_like_an_undisturbed_one(
+    runs: Path, data: Path, tmp_path: Path
+) -> None:
+    """A real SIGKILL between two epochs; the weights are equal bit for bit."""
+    command = [sys.executable, "-m", "cli", "train", "--data", data / SUB4, "--runs", tmp_path,
+               "--shard", "0", *FAST]  # fmt: skip
+    run = tmp_path / SUB4 / LABEL / "shard_00"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + 120
+    while not (run / "last.pt").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (run / "result.json").exists()
+    done = train(data / SUB4, tmp_path, "--shard", 0)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after epoch" in done.stderr
+    undisturbed = torch.load(runs / SUB4 / LABEL / "shard_00" / "last.pt", weights_only=True)
+    resumed = torch.load(run / "last.pt", weights_only=True)
+    assert resumed["model"].keys() == undisturbed["model"].keys()
+    for name, value in undisturbed["model"].items():
+        assert torch.equal(value, resumed["model"][name]), name
+
+
+def test_other_data_or_another_recipe_under_a_run_is_refused(
+    runs: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    other = train(data / SUB4, copy, "--shard", 0, "--set", "seed=3", "--name", LABEL)
+    assert other.returncode == 1
+    assert "another recipe" in other.stderr
+    shutil.copy(data / RAW / "manifest.json", copy / SUB4 / LABEL / "shard_00")
+    foreign = train(data / SUB4, copy, "--shard", 0)
+    assert foreign.returncode == 1
+    assert "other data" in foreign.stderr
+
+
+def test_a_checkpoint_from_elsewhere_is_never_unpickled(
+    runs: Path, data: Path, tmp_path: Path
+) -> None:
+    """One that would run a command, and one that is just damaged."""
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path}/owned",)
+
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    run = copy / SUB4 / LABEL / "shard_00"
+    (run / "result.json").unlink()
+    torch.save({"model": Evil()}, run / "last.pt")
+    for _ in range(2):
+        done = train(data / SUB4, copy, "--shard", 0)
+        assert done.returncode == 1
+        assert "last.pt cannot be loaded" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "owned").exists()
+        (run / "last.pt").write_bytes(b"PK\x03\x04 garbage")
+
+
+@pytest.mark.parametrize("folder", [SUB4, RAW, WHOLE, SHORTEST])
+def test_evaluation_counts_every_sample_once_in_order(data: Path, folder: str) -> None:
+    """A last partial batch included, though FFCV drops it by default."""
+    prepared = Prepared(data / folder, manifest.load(data / folder))
+    loader = ShardLoader(prepared, "val", 0, batch_size=16, device=CPU, train=False)
+    batches = [(v.clone(), y.clone()) for v, y in loader.epoch()]
+    assert [len(y) for _, y in batches] == [16, 14]
+    with BetonReader(data / folder / "val" / "shard_00.beton") as reader:
+        assert torch.cat([y for _, y in batches]).tolist() == reader.labels.tolist()
+    assert batches[0][0].dtype == torch.int8
+    shape = prepared.manifest.preparation.input_shape
+    assert batches[0][0].shape == (16, *shape)
+
+
+def test_training_batches_follow_the_order_of_the_epoch(data: Path) -> None:
+    from trainer.loader import epoch_order
+
+    prepared = Prepared(data / SUB4, manifest.load(data / SUB4))
+    loader = ShardLoader(prepared, "train", 1, batch_size=16, device=CPU, train=True)
+    with BetonReader(data / SUB4 / "train" / "shard_01.beton") as reader:
+        labels = reader.labels.copy()
+    for epoch in (0, 1, 0):
+        seen = torch.cat([y.clone() for _, y in loader.epoch(seed=4, epoch=epoch)]).tolist()
+        expected = labels[epoch_order(len(labels), 4, epoch)]
+        assert seen == expected[: len(seen)].tolist()
+        assert len(seen) == len(labels) // 16 * 16
+
+
+def test_loader_threads_end_with_the_epoch(data: Path) -> None:
+    """Also when the epoch is left in the middle."""
+    import threading
+
+    prepared = Prepared(data / SUB4, manifest.load(data / SUB4))
+    loader = ShardLoader(prepared, "train", 0, batch_size=4, device=CPU, train=True)
+    before, threads = threading.active_count(), torch.get_num_threads()
+    for _ in range(3):
+        epoch = loader.epoch()
+        next(epoch)
+        epoch.close()  # type: ignore[attr-defined]
+        list(loader.epoch())
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("damage", ["payload", "header", "size", "pointer", "swap"])
+def test_a_damaged_sample_is_an_error_that_names_it(
+    data: Path, tmp_path: Path, damage: str
+) -> None:
+    """Within seconds, though FFCV decodes in a thread of its own; never garbage."""
+    copy = Path(shutil.copytree(data / SUB4, tmp_path / "copy"))
+    path = copy / "train" / "shard_00.beton"
+    with BetonReader(path) as reader:
+        rows_at = reader.rows["f0"].__array_interface__["data"][0]
+        base = np.frombuffer(reader._map, np.uint8).__array_interface__["data"][0]
+        row = rows_at - base + 37 * reader.rows.itemsize
+        pointer, size = int(reader.rows["f0"]["ptr"][37]), int(reader.rows["f0"]["size"][37])
+    content = bytearray(path.read_bytes())
+    if damage == "payload":
+        content[pointer + size // 2] ^= 16
+    elif damage == "header":
+        content[pointer] ^= 1
+    elif damage == "size":
+        content[row + 8 : row + 12] = (size - 9).to_bytes(4, "little")
+    elif damage == "pointer":
+        content[row : row + 8] = (2**40).to_bytes(8, "little")
+    else:  # a whole frame of another size
+        import zstandard
+
+        frame = zstandard.ZstdCompressor(write_checksum=True).compress(bytes(100))
+        content[pointer : pointer + len(frame)] = frame
+        content[row + 8 : row + 12] = len(frame).to_bytes(4, "little")
+    path.write_bytes(content)
+    loader = ShardLoader(
+        Prepared(copy, manifest.load(copy)), "train", 0, batch_size=16, device=CPU, train=True
+    )
+    started = time.monotonic()
+    with pytest.raises(DamagedError, match=rf"{path}: sample 37 cannot be read") as error:
+        list(loader.epoch())
+    assert time.monotonic() - started < 10
+    assert ("another size" in str(error.value)) == (damage == "swap")
+    done = train(copy, tmp_path / "runs", "--shard", 0)
+    assert done.returncode == 1
+    assert "sample 37 cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dead_loader_thread_is_an_error_and_no_wait(data: Path) -> None:
+    """FFCV alone would block for ever."""
+    prepared = Prepared(data / SUB4, manifest.load(data / SUB4))
+    loader = ShardLoader(prepared, "train", 0, batch_size=16, device=CPU, train=True)
+    list(loader.epoch())
+    loader._loader.reader.metadata = None  # what its thread then trips over
+    started = time.monotonic()
+    with pytest.raises(DamagedError, match=r"shard_00\.beton: the loader's thread ended"):
+        list(loader.epoch())
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("keep", [100, 5000])
+def test_a_truncated_or_missing_shard_is_refused_by_name(
+    data: Path, tmp_path: Path, keep: int
+) -> None:
+    copy = Path(shutil.copytree(data / SUB4, tmp_path / "copy"))
+    path = copy / "train" / "shard_00.beton"
+    path.write_bytes(path.read_bytes()[:keep])
+    done = train(copy, tmp_path / "runs", "--shard", 0)
+    assert done.returncode == 1
+    assert str(path) in done.stderr
+    path.unlink()
+    done = train(copy, tmp_path / "runs", "--shard", 0)
+    assert done.returncode == 1
+    assert "is missing" in done.stderr
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
+    done = train(data / SUB4, tmp_path, "--shard", 0, "--set", "optimizer.lr=1e30",
+                 "--set", "batch_size=2")  # fmt: skip
+    assert done.returncode == 1
+    assert "not finite in 50 steps in a row" in done.stderr
+
+
+def test_the_data_set_is_chosen_or_the_choices_are_listed(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / SUB4, tmp_path / SUB4)
+    env = {"SPECTRAL_DATA": str(tmp_path), "SPECTRAL_RUNS": str(tmp_path / "runs")}
+    alone = spectral("train", "--shard", 1, *FAST, **env)
+    assert alone.returncode == 0, alone.stderr
+    assert (tmp_path / "runs" / SUB4 / LABEL / "shard_01" / "result.json").exists()
+    env["SPECTRAL_DATA"] = str(data)
+    many = spectral("train", "--shard", 1, *FAST, **env)
+    assert many.returncode == 1
+    for folder in (SUB4, RAW, WHOLE):
+        assert folder in many.stderr
+    none = spectral("train", "--shard", 1, "--dataset", "cifar10", **env)
+    assert none.returncode == 1
+    assert "fits --dataset cifar10" in none.stderr
+    nowhere = spectral("train", "--shard", 1, "--data", tmp_path / "runs")
+    assert "no prepared data set" in nowhere.stderr
+    outside = spectral("train", "--shard", 4, "--data", data / SUB4)
+    assert "shards 0 to 3" in outside.stderr
+
+
+@pytest.mark.parametrize("folder", [RAW, WHOLE, SHORTEST])
+def test_every_kind_of_shard_trains(data: Path, tmp_path: Path, folder: str) -> None:
+    done = train(data / folder, tmp_path, "--shard", 0)
+    assert done.returncode == 0, done.stderr
+    assert "val" in done.stdout
+
+
+def test_the_ensemble_is_measured_and_predicts(runs: Path, data: Path, source: Path) -> None:
+    """Fused accuracy on val, in a table and as JSON; then image files to classes."""
+    done = spectral("ensemble", "--data", data / SUB4, "--runs", runs, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["shard"] for row in result["shards"]] == [0, 1, 2, 3]
+    assert set(result["fused"]) == {"average", "geometric", "learned"}
+    for found in result["fused"].values():
+        assert found["samples"] == 30
+        assert len(found["weights"]) == 4
+    assert result["fused"]["learned"]["top1"] > 0.8
+    text = spectral("ensemble", "--data", data / SUB4, "--runs", runs)
+    assert "learned" in text.stdout
+
+    images = sorted((source / "val").rglob("*.jpg"))
+    done = spectral("predict", "--runs", runs, "--json", "--top", 2, *images)
+    assert done.returncode == 0, done.stderr
+    predictions = json.loads(done.stdout)
+    right = [p["classes"][0]["class"] == Path(p["image"]).parent.name for p in predictions]
+    assert np.mean(right) == pytest.approx(result["fused"]["learned"]["top1"])
+    assert all(0 < row["probability"] <= 1 for p in predictions for row in p["classes"])
+    bad = spectral("predict", "--runs", runs, ROOT / "pyproject.toml")
+    assert bad.returncode == 1
+    assert "pyproject.toml: not an image" in bad.stderr
+    gone = spectral("predict", "--runs", runs, "nowhere.jpg")
+    assert gone.returncode == 1
+    assert "nowhere.jpg" in gone.stderr
+
+
+def test_missing_and_foreign_shards_are_said(runs: Path, data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(runs, tmp_path / "runs"))
+    group = copy / SUB4 / LABEL
+    shutil.rmtree(group / "shard_03")
+    (group / "shard_01" / "result.json").unlink()
+    done = spectral("ensemble", "--data", data / SUB4, "--runs", copy, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["missing"] == [1, 3]
+    assert "shard 3 was not trained" in done.stderr
+    assert "shard 1 has not finished" in done.stderr
+    shutil.copy(data / RAW / "manifest.json", group / "shard_00")
+    done = spectral("ensemble", "--data", data / SUB4, "--runs", copy)
+    assert done.returncode == 1
+    assert "shard_00 was trained on other data" in done.stderr
+    none = spectral("ensemble", "--data", data / RAW, "--runs", copy)
+    assert none.returncode == 1
+    assert "run `spectral train` first" in none.stderr
+
+
+def test_the_demo_runs_the_whole_line(tmp_path: Path) -> None:
+    """The README's first command; five networks, a table, a picture."""
+    done = spectral("demo", "--out", tmp_path / "demo", "--json", tmp_path / "demo.json")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "demo.json").read_text())
+    assert table["fused_top1"] >= 0.97
+    assert table["baseline_top1"] > 0.9
+    assert len(table["shards"]) == 4
+    assert (tmp_path / "demo" / "demo.png").stat().st_size > 10_000
+    assert "spectral prepare mine" in done.stdout
+    assert "smoke test" in done.stdout

@@ -1,0 +1,207 @@
+"""The trainer's pure parts: networks, rates, augmentation, normalisation, fusion weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import manifest, transforms
+from pipeline.errors import ConfigError
+from pipeline.options import preparation
+from pipeline.splitter import Splitter
+from tests.conftest import RAW, SUB4, WHOLE
+from trainer import fuse, models
+from trainer.augment import Augmenter, flip, translate
+from trainer.evaluate import metrics
+from trainer.loader import epoch_order
+from trainer.normalise import Normaliser
+from trainer.optim import lr_at
+from trainer.recipe import Augment
+from trainer.selection import parse_shards
+
+
+def parameters(name: str, size: int, classes: int, channels: int = 3, **args: int) -> int:
+    with torch.device("meta"):
+        network = models.build(name, classes=classes, channels=channels, size=size, **args)
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_parameter_counts_are_the_sources() -> None:
+    """He et al.'s ResNet-20 (with a bias in the head), and source 001's sizes in MiB."""
+    assert parameters("cifar-resnet20", 32, 10) == 272_464 + 10
+    assert parameters("resnet34", 224, 1000) * 4 / 2**20 == pytest.approx(83.15, abs=0.005)
+    assert parameters("resnet34", 56, 1000) * 4 / 2**20 == pytest.approx(83.12, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["cifar-resnet8", "cifar-resnet20", "resnet18", "resnet50"])
+@pytest.mark.parametrize(("size", "channels"), [(14, 1), (16, 3), (56, 3), (112, 3)])
+def test_networks_run_forward_and_backward(name: str, size: int, channels: int) -> None:
+    network = models.build(name, classes=7, channels=channels, size=size)
+    logits = network(torch.randn(2, channels, size, size))
+    assert logits.shape == (2, 7)
+    torch.autograd.backward(logits.sum())
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("resnet19", {}, "known are resnet18"),
+        ("vgg", {}, "known are cifar-resnet20"),
+        ("cifar-resnet21", {}, "6n.2"),
+        ("cifar-resnet20", {"depth": 3}, "valid are width"),
+        ("resnet18", {"width": 3}, "valid are none"),
+        ("cifar-resnet20", {"width": 0}, "at least 1"),
+    ],
+)
+def test_a_wrong_network_is_answered_with_the_valid_ones(
+    name: str, args: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        models.build(name, classes=10, channels=3, size=32, **args)
+    with pytest.raises(ConfigError, match="at least 8 px"):
+        models.build("resnet18", classes=10, channels=3, size=4)
+
+
+def test_the_rate_warms_up_peaks_and_ends_where_it_should() -> None:
+    rates = [lr_at(s, steps=100, warmup=10, peak=0.4, final=0.01) for s in range(100)]
+    assert rates[10] == max(rates) == 0.4
+    assert rates[-1] == pytest.approx(0.01)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[0] > 0
+    assert lr_at(0, steps=1, warmup=0, peak=0.4, final=0.0) == 0.4
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    """And seed 0 epoch 1 is not seed 1 epoch 0, as it is with FFCV."""
+    orders = {(s, e): tuple(epoch_order(500, s, e)) for s in range(3) for e in range(3)}
+    assert len(set(orders.values())) == 9
+    assert all(sorted(order) == list(range(500)) for order in orders.values())
+    assert orders[1, 2] == tuple(epoch_order(500, 1, 2))
+
+
+def test_translate_moves_and_fills_with_mid_grey() -> None:
+    values = torch.arange(1.0, 33.0).reshape(2, 1, 4, 4)
+    moved = translate(values, torch.tensor([[1, 0], [0, -2]]))
+    assert (moved[0, 0, 1:] == values[0, 0, :-1]).all()
+    assert (moved[0, 0, 0] == 0).all()
+    assert (moved[1, 0, :, :2] == values[1, 0, :, 2:]).all()
+    assert (moved[1, 0, :, 2:] == 0).all()
+    assert (translate(values, torch.zeros(2, 2, dtype=torch.int64)) == values).all()
+
+
+@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+def test_flipping_a_plane_is_flipping_the_image(transform: str) -> None:
+    """Bit for bit, for every plane on which a recipe's flip acts; on others it does nothing."""
+    prep = preparation("any", 9, size=15, transform=transform)
+    splitter = Splitter(prep)
+    image = np.random.default_rng(0).integers(0, 256, (15, 15, 3), dtype=np.uint8)
+    clipped = np.zeros(9, np.int64)
+    planes, mirrored = splitter.empty(), splitter.empty()
+    splitter.split(image, planes, clipped)
+    splitter.split(np.ascontiguousarray(image[:, ::-1]), mirrored, clipped)
+    for k in range(9):
+        sign = Augmenter(Augment(), prep, k, seed=0).flip_sign
+        values = torch.from_numpy(planes[k : k + 1]).float()
+        if sign:
+            flipped = flip(values, torch.tensor([True]), sign)
+            assert (flipped.numpy()[0] == mirrored[k]).all()
+        else:
+            assert transforms.flip_sign(3, transform, k, "horizontal") == 0
+        assert Augmenter(Augment(horizontal_flip=False), prep, k, seed=0).flip_sign == 0
+
+
+def test_augmentation_depends_on_seed_epoch_and_step_alone() -> None:
+    augmenter = Augmenter(Augment(shift=2), preparation("any", 4, size=32), 0, seed=5)
+    values = torch.randn(16, 3, 16, 16)
+    first = augmenter(values, 3, 7)
+    torch.manual_seed(123)
+    np.random.seed(99)  # noqa: NPY002 - the point is that global state does not matter
+    assert (augmenter(values, 3, 7) == first).all()
+    assert (augmenter(values, 3, 8) != first).any()
+    assert (augmenter(values, 4, 7) != first).any()
+
+
+@pytest.mark.parametrize("folder", [SUB4, RAW, WHOLE])
+def test_normalised_batches_have_mean_0_and_deviation_1(data, folder: str) -> None:  # type: ignore[no-untyped-def]
+    """Through the stock Loader, over all of train, per RGB channel."""
+    from trainer.loader import ShardLoader
+    from trainer.selection import Prepared
+
+    found = manifest.load(data / folder)
+    prepared, cpu = Prepared(data / folder, found), torch.device("cpu")
+    for k in range(min(2, found.preparation.splits)):
+        loader = ShardLoader(prepared, "train", k, batch_size=32, device=cpu, train=False)
+        normaliser = Normaliser(found, k, cpu)
+        batches = [normaliser(values.float()) for values, _ in loader.epoch()]
+        values = torch.cat(batches)
+        assert len(values) == found.written("train")
+        tolerance = 1e-3 if found.preparation.codec != "jpeg" else 0.03  # its decoder is inexact
+        assert values.mean(dim=(0, 2, 3)).abs().max() < tolerance
+        assert (values.std(dim=(0, 2, 3)) - 1).abs().max() < tolerance
+
+
+@pytest.mark.parametrize(
+    ("text", "shards"),
+    [
+        ("7", [7]),
+        ("0-3", [0, 1, 2, 3]),
+        ("3,5", [3, 5]),
+        ("all", list(range(9))),
+        ("1,1-2", [1, 2]),
+    ],
+)
+def test_shards_are_parsed(text: str, shards: list[int]) -> None:
+    assert parse_shards(text, 9) == shards
+
+
+@pytest.mark.parametrize("text", ["9", "-1", "x", "", "3-1", "1-", "1.5", "0-9", "²"])
+def test_wrong_shards_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--shard"):
+        parse_shards(text, 9)
+
+
+def synthetic_logits(n: int = 600) -> tuple[np.ndarray, np.ndarray]:
+    """Three networks: good, middling, and one that knows nothing."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, n)
+    truth = np.eye(10)[labels]
+    logits = [truth * s + rng.normal(0, 1, (n, 10)) for s in (3.0, 1.5, 0.0)]
+    return np.stack(logits).astype(np.float32), labels
+
+
+def test_learned_weights_are_the_minimum_of_the_nll() -> None:
+    logits, labels = synthetic_logits()
+    weights = fuse.learned(logits, labels)
+    assert (weights >= 0).all()
+    assert weights[0] > weights[1] > weights[2]
+    best = fuse.nll(fuse.fuse(logits, weights), labels)
+    assert best < fuse.nll(fuse.fuse(logits, fuse.average(3)), labels)
+    for k in range(3):
+        for delta in (-0.1, 0.1):
+            other = weights.copy()
+            other[k] = max(0.0, other[k] + delta)
+            assert fuse.nll(fuse.fuse(logits, other), labels) > best - 1e-3
+
+
+def test_a_useless_network_gets_no_weight_and_certainty_no_infinite_one() -> None:
+    logits, labels = synthetic_logits()
+    assert fuse.learned(np.stack([logits[0], -logits[0] * 0.1]), labels)[1] == 0
+    perfect = np.eye(10, dtype=np.float32)[labels][None] * 2
+    assert fuse.learned(perfect, labels)[0] < 50
+
+
+def test_geometric_weights_rank_by_accuracy_on_calib() -> None:
+    logits, labels = synthetic_logits()
+    weights, q = fuse.geometric(logits[[2, 0, 1]], labels)
+    np.testing.assert_allclose(weights, [q * (1 - q) ** 2, q, q * (1 - q)])
+
+
+def test_metrics_are_what_they_say() -> None:
+    logits = torch.tensor([[3.0, 2, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5.0], [5, 4, 3, 2, 1, 0.0]])
+    found = metrics(logits, torch.tensor([0, 0, 1]))
+    assert (found.top1, found.samples) == (pytest.approx(1 / 3), 3)
+    assert found.top5 == pytest.approx(2 / 3)
+    probabilities = torch.softmax(logits.double(), 1)
+    expected = -np.log([probabilities[0, 0], probabilities[1, 0], probabilities[2, 1]]).mean()
+    assert found.nll == pytest.approx(expected)

@@ -1,0 +1,126 @@
+"""`spectral verify` and `spectral inspect`: what they find and what they say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import GREY, RAW, SHORTEST, SUB4, WHOLE, spectral
+
+
+@pytest.fixture
+def copy(data: Path, tmp_path: Path) -> Path:
+    """A copy of the sub4 data set to damage."""
+    return Path(shutil.copytree(data / SUB4, tmp_path / "copy"))
+
+
+def test_an_undamaged_directory_is_found_clean(data: Path) -> None:
+    for folder in (SUB4, RAW, WHOLE):
+        done = spectral("verify", data / folder)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["train/shard_02.beton", "val/shard_00.beton", "samples.parquet", "manifest.json"]
+)
+def test_one_flipped_bit_is_found_and_named(copy: Path, name: str) -> None:
+    """Anywhere in the file: header, tables, payload, end."""
+    path = copy / name
+    content = path.read_bytes()
+    rng = np.random.default_rng(len(name))
+    places = [0, len(content) - 1, *rng.integers(0, len(content), 3).tolist()]
+    for at in places:
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        done = spectral("verify", copy)
+        assert done.returncode == 1, at
+        assert str(path) in done.stderr
+        assert "Traceback" not in done.stderr
+    path.write_bytes(content)
+    assert spectral("verify", copy).returncode == 0
+
+
+def test_missing_and_truncated_files_are_named(copy: Path) -> None:
+    (copy / "train" / "shard_01.beton").unlink()
+    longer = copy / "val" / "shard_03.beton"
+    longer.write_bytes(longer.read_bytes() + b"x")
+    done = spectral("verify", copy)
+    assert done.returncode == 1
+    assert "2 damaged" in done.stderr
+    assert "shard_01.beton: is missing" in done.stderr
+    assert "shard_03.beton: has" in done.stderr
+
+
+def test_an_unfinished_directory_says_so(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    for command in ("verify", "inspect"):
+        done = spectral(command, copy)
+        assert done.returncode == 1
+        assert "has no manifest.json" in done.stderr
+
+
+def test_a_newer_schema_asks_for_an_update(copy: Path) -> None:
+    path = copy / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    done = spectral("inspect", copy)
+    assert done.returncode == 1
+    assert "schema 99" in done.stderr
+    assert "update spectral" in done.stderr
+
+
+def test_inspect_says_what_a_directory_holds(data: Path) -> None:
+    found = json.loads(spectral("inspect", data / SUB4, "--json").stdout)
+    assert found["psnr_db"] > 38
+    assert found["plane_shape"] == [3, 16, 16]
+    assert found["counts"]["val"]["written"] == 30
+    assert len(found["planes"]) == 4
+    text = spectral("inspect", data / SUB4).stdout
+    assert "4 shards (dct, phase layout), zstd" in text
+
+
+def test_inspect_says_what_a_beton_holds(data: Path, tmp_path: Path) -> None:
+    path = data / SUB4 / "val" / "shard_03.beton"
+    found = json.loads(spectral("inspect", path, "--json").stdout)
+    assert (found["samples"], found["codec"], found["plane"]) == (30, "zstd", 3)
+    assert found["shape"] == [3, 16, 16]
+    alone = tmp_path / "alone.beton"
+    shutil.copy(path, alone)
+    assert json.loads(spectral("inspect", alone, "--json").stdout)["samples"] == 30
+
+
+@pytest.mark.parametrize("folder", [SUB4, RAW, GREY, WHOLE, SHORTEST])
+def test_the_contact_sheet_is_a_picture(data: Path, tmp_path: Path, folder: str) -> None:
+    done = spectral("inspect", data / folder, "--png", tmp_path / "sheet.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert np.asarray(sheet.convert("L")).std() > 10
+
+
+def test_the_contact_sheet_does_without_the_source(
+    copy: Path, source: Path, tmp_path: Path
+) -> None:
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    text = (copy / "manifest.json").read_text()
+    content = json.loads(text)
+    assert content["source"] == str(source)
+    from pipeline import manifest
+
+    found = manifest.load(copy)
+    manifest.Manifest(**{**vars(found), "source": str(moved / "gone")}).save(copy)
+    done = spectral("inspect", copy, "--png", tmp_path / "sheet.png")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_neither_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("hello")
+    for path, message in ((tmp_path / "x", "truncated"), (tmp_path / "y", "no such file")):
+        done = spectral("inspect", path)
+        assert done.returncode == 1
+        assert message in done.stderr
+    done = spectral("inspect", tmp_path / "x", "--png", tmp_path / "sheet.png")
+    assert done.returncode == 1
