@@ -1,5 +1,6 @@
 """The command line: each command parses its options and calls one function elsewhere."""
 
+import errno
 import json
 import logging
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.errors import SpectralError
+from pipeline.errors import SpectralError, describe
 
 Command = Callable[..., Any]
 
@@ -23,6 +24,11 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except SpectralError as error:
             click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `spectral … | head`, which click knows how to end
+                raise
+            click.echo(f"Error: {describe(error)}", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("Error: interrupted; run the same command again to go on", err=True)

@@ -168,7 +168,7 @@ class BetonWriter:
         if self._at % PAGE:
             self._page_digests.append(self._page.digest())
         os.ftruncate(self._fd, self._at)
-        _write_all(self._fd, self._header(table_at), 0)
+        self._write_all(self._header(table_at), 0)
         outer = hashlib.sha256()
         for page in range(self._first_page + 1):  # the tables: filled out of order, so read back
             if data := os.pread(self._fd, PAGE, page * PAGE):
@@ -217,7 +217,17 @@ class BetonWriter:
         """Write at `at` ≥ the end so far; the gap reads as zeros and counts in the digest."""
         self._advance(memoryview(bytes(at - self._at)))
         self._advance(data)
-        _write_all(self._fd, data, at)
+        self._write_all(data, at)
+
+    def _write_all(self, data: bytes | bytearray | memoryview, at: int) -> None:
+        """Until all of it is written: short writes happen, on a disk that fills up too."""
+        view = memoryview(data)
+        while len(view):
+            try:
+                written = os.pwrite(self._fd, view, at)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._partial)) from error
+            view, at = view[written:], at + written
 
     def _advance(self, data: memoryview) -> None:
         """Move the end of the file over `data`, hashing it page by page."""
@@ -236,7 +246,7 @@ class BetonWriter:
             self._flush_metadata()
 
     def _flush_metadata(self) -> None:
-        _write_all(self._fd, self._metadata, self._metadata_at)
+        self._write_all(self._metadata, self._metadata_at)
         self._metadata_at += len(self._metadata)
         self._metadata = bytearray()
 
@@ -263,14 +273,6 @@ def _fill_image(
         rows["height"], rows["width"] = shapes[:, 0], shapes[:, 1]
     else:
         rows[:] = pointers
-
-
-def _write_all(fd: int, data: bytes | bytearray | memoryview, at: int) -> None:
-    """Pwrite until all of it is written: short writes happen, on a disk that fills up too."""
-    view = memoryview(data)
-    while len(view):
-        written = os.pwrite(fd, view, at)
-        view, at = view[written:], at + written
 
 
 class BetonReader:

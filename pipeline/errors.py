@@ -1,5 +1,21 @@
 """Every error that a user can cause; `cli.py` turns each into one line and exit status 1."""
 
+import errno
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space, then run the same command again",
+    errno.EDQUOT: "the quota is used up: free some space, then run the same command again",
+    errno.EROFS: "the file system is read-only: choose another place",
+    errno.EACCES: "permission denied: choose another place or mend its permissions",
+    errno.EMFILE: "too many open files: raise `ulimit -n`",
+}
+
+
+def describe(error: OSError) -> str:
+    """An error of the machine in one line: where, what, and what to do."""
+    what = _ADVICE.get(error.errno or 0, error.strerror or str(error))
+    return f"{error.filename}: {what}" if error.filename else what
+
 
 class SpectralError(Exception):
     """Base of the family. The message says what is wrong, where, and what to do."""

@@ -1,6 +1,5 @@
 """`spectral prepare`: a source and a preparation in, a finished directory of shards out."""
 
-import errno
 import fcntl
 import logging
 import math
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline import __version__, manifest
 from pipeline.beton import PARTIAL, BetonWriter, Written, digest, image_field
 from pipeline.catalogue import catalogue
-from pipeline.errors import ConfigError, SourceError, WorkerError
+from pipeline.errors import ConfigError, SourceError
 from pipeline.manifest import Manifest, Plane, unrotated_moments
 from pipeline.options import Preparation
 from pipeline.pool import Pool
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 8 << 20  # of pixels that one task decodes
 CHUNK_IMAGES = 256
-PSNR_IMAGES = 400  # about so many, spread over the index, measure the quality
+PSNR_IMAGES = 200  # about so many, spread over the index, measure the quality
 SAMPLES = "samples.parquet"
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -65,19 +64,18 @@ def prepare(
     max_bad: quarantined images that are tolerated; None: 0.1 % of all, but at least 20.
     """
     directory = prep.directory(out)
-    with _machine_errors(directory):
-        if (directory / manifest.NAME).exists():
-            return directory, _finished(directory, prep, source), True
-        found = recognise(source)
-        index = assign(_checked(found.index(), found, prep), prep.calib, prep.limit)
-        with _lock(directory):
-            _clear_unfinished(directory)
-            warn_of_thin_splits(index, prep.calib)
-            allowed = max(20, math.ceil(len(index.table) / 1000)) if max_bad is None else max_bad
-            run = _Run(prep, found, index, directory, allowed)
-            with progress("prepare", len(index.table), "images") as advance:
-                result = run.write(workers, advance)
-            result.save(directory)
+    if (directory / manifest.NAME).exists():
+        return directory, _finished(directory, prep, source), True
+    found = recognise(source)
+    index = assign(_checked(found.index(), found, prep), prep.calib, prep.limit)
+    with _lock(directory):
+        _clear_unfinished(directory)
+        warn_of_thin_splits(index, prep.calib)
+        allowed = max(20, math.ceil(len(index.table) / 1000)) if max_bad is None else max_bad
+        run = _Run(prep, found, index, directory, allowed)
+        with progress("prepare", len(index.table), "images") as advance:
+            result = run.write(workers, advance)
+        result.save(directory)
     return directory, result, False
 
 
@@ -143,23 +141,6 @@ def _clear_unfinished(directory: Path) -> None:
             log.info("%s/%s is left from an interrupted run: starting over", directory, split)
             shutil.rmtree(directory / split)
     (directory / (SAMPLES + PARTIAL)).unlink(missing_ok=True)
-
-
-@contextmanager
-def _machine_errors(directory: Path) -> Iterator[None]:
-    """Disk full, permissions and the like, as one line that says where."""
-    try:
-        yield
-    except OSError as error:
-        advice = {
-            errno.ENOSPC: "the disk is full: free some space, then run the same command again",
-            errno.EDQUOT: "the quota is used up: free some space, then run the same command again",
-            errno.EROFS: "the file system is read-only: choose another --out",
-            errno.EACCES: "permission denied: choose another --out or mend its permissions",
-            errno.EMFILE: "too many open files: raise `ulimit -n`",
-        }.get(error.errno or 0, error.strerror or str(error))
-        where = error.filename or directory
-        raise WorkerError(f"{where}: {advice}") from error
 
 
 def _chunk_images(prep: Preparation) -> int:

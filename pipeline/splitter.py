@@ -9,6 +9,7 @@ from pipeline.options import Preparation
 
 Planes = NDArray[np.int8]
 Pixels = NDArray[np.uint8]
+Values = NDArray[np.float32]
 
 
 class Splitter:
@@ -21,6 +22,8 @@ class Splitter:
         self.prep = prep
         self.matrix = transforms.matrix(prep.p, prep.transform)
         self.colour = transforms.colour_matrix(prep.channels)
+        self._matrix32 = self.matrix.astype(np.float32)
+        self._colour32 = self.colour.astype(np.float32)
         self.steps = transforms.steps(prep.p, prep.transform, prep.step)
         self.offsets = transforms.offsets(prep.p, prep.transform, prep.channels)
         self._weights = np.rint(self.matrix * 2.0**FRACTION_BITS).astype(np.int32)
@@ -40,25 +43,25 @@ class Splitter:
         """An array for `split` to fill."""
         return np.empty((self.prep.splits, *self.prep.plane_shape), dtype=np.int8)
 
-    def coefficients(self, image: Pixels) -> NDArray[np.float64]:
+    def coefficients(self, image: Pixels) -> Values:
         """The planes before quantisation, in grey levels: (N, channels, h, w)."""
         c, h, w = self.prep.plane_shape
         phases = _phases(image, self.prep.p, self.prep.layout)
-        rotated = phases @ self.colour.T
-        flat = self.matrix @ rotated.reshape(self.prep.splits, -1)
+        rotated = phases @ self._colour32.T
+        flat = self._matrix32 @ rotated.reshape(self.prep.splits, -1)
         return np.moveaxis(flat.reshape(self.prep.splits, h, w, c), 3, 1)
 
-    def dequantise(self, planes: Planes) -> NDArray[np.float64]:
+    def dequantise(self, planes: Planes) -> Values:
         """Grey levels of quantised planes: step·q + offset, (N, channels, h, w)."""
-        scaled = planes * self.steps[:, None, None, None]
-        return np.asarray(scaled + self.offsets[:, :, None, None], dtype=np.float64)
+        scaled = planes * self.steps.astype(np.float32)[:, None, None, None]
+        return np.asarray(scaled + self.offsets.astype(np.float32)[:, :, None, None])
 
     def rebuild(self, planes: Planes) -> Pixels:
         """The image (H, W, channels) uint8 that `planes` (N, channels, h, w) hold."""
         c, h, w = self.prep.plane_shape
         values = np.moveaxis(self.dequantise(planes), 1, 3).reshape(self.prep.splits, -1)
-        phases = (self.matrix.T @ values).reshape(self.prep.splits, h, w, c) @ self.colour
-        image = _merge(phases, self.prep.p, self.prep.layout)
+        phases = (self._matrix32.T @ values).reshape(self.prep.splits, h, w, c) @ self._colour32
+        image = _merge(np.asarray(phases, np.float32), self.prep.p, self.prep.layout)
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
@@ -70,7 +73,7 @@ def _parity(weights: NDArray[np.int32]) -> NDArray[np.int8]:
     return np.where(even, 1, np.where(odd, -1, 0)).astype(np.int8)
 
 
-def _phases(image: Pixels, p: int, layout: str) -> NDArray[np.float64]:
+def _phases(image: Pixels, p: int, layout: str) -> Values:
     """(p², h, w, channels) from (H, W, channels)."""
     size, _, channels = image.shape
     h = size // p
@@ -78,10 +81,10 @@ def _phases(image: Pixels, p: int, layout: str) -> NDArray[np.float64]:
         cut = image.reshape(h, p, h, p, channels).transpose(1, 3, 0, 2, 4)
     else:
         cut = image.reshape(p, h, p, h, channels).transpose(0, 2, 1, 3, 4)
-    return cut.reshape(p * p, h, h, channels).astype(np.float64)
+    return cut.reshape(p * p, h, h, channels).astype(np.float32)
 
 
-def _merge(phases: NDArray[np.float64], p: int, layout: str) -> NDArray[np.float64]:
+def _merge(phases: Values, p: int, layout: str) -> Values:
     """The inverse of `_phases`."""
     _, h, w, channels = phases.shape
     cut = phases.reshape(p, p, h, w, channels)

@@ -15,7 +15,7 @@ import threadpoolctl
 from numpy.typing import NDArray
 
 from pipeline.codec import decode_whole, encoder
-from pipeline.errors import BadImageError, SpectralError
+from pipeline.errors import BadImageError, SpectralError, describe
 from pipeline.imaging import load
 from pipeline.kernels.moments import add_moments
 from pipeline.options import Preparation
@@ -144,13 +144,13 @@ class Processor:
     def _measure(self, pixels: NDArray[np.uint8], payloads: list[list[bytes]]) -> Errors:
         if self.splitter is None or self.planes is None:
             stored = decode_whole(payloads[0][-1], self.prep.codec, _channels_first(pixels))
-            error = _squares(stored.astype(np.float64) - pixels)
+            error = _squares(stored.astype(np.float32) - pixels)
             return Errors(pixels.size, error, np.array([error]))
         rebuilt = self.splitter.rebuild(self.planes)
         planes = self.splitter.dequantise(self.planes) - self.splitter.coefficients(pixels)
         return Errors(
             pixels.size,
-            _squares(rebuilt.astype(np.float64) - pixels),
+            _squares(rebuilt.astype(np.float32) - pixels),
             np.array([_squares(plane) for plane in planes]),
         )
 
@@ -160,9 +160,9 @@ def _channels_first(pixels: NDArray[np.uint8]) -> tuple[int, int, int]:
     return c, h, w
 
 
-def _squares(values: NDArray[np.float64]) -> float:
+def _squares(values: NDArray[np.float32]) -> float:
     # Not a dot product: BLAS would give sums that depend on the number of threads.
-    return float(np.sum(values * values))
+    return float(np.sum(values * values, dtype=np.float64))
 
 
 def work(connection: Connection, memory: Any, prep: Preparation, source: Source) -> None:
@@ -188,8 +188,10 @@ def work(connection: Connection, memory: Any, prep: Preparation, source: Source)
             else:
                 chunk.inline = blob
             answer: Chunk | str = chunk
-        except (SpectralError, OSError, MemoryError) as error:
-            answer = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        except OSError as error:
+            answer = describe(error)
+        except (SpectralError, MemoryError) as error:
+            answer = str(error) or "out of memory: try fewer --workers"
         except Exception:
             answer = "our own bug in a worker, please report it:\n" + traceback.format_exc()
         connection.send(answer)

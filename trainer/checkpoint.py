@@ -1,5 +1,6 @@
 """Training state in, files that are whole or absent out; and back, never unpickled."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from trainer.files import write_whole
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Tensors and plain values, in torch's format."""
-    write_whole(path, lambda file: torch.save(state, file))
+    buffer = io.BytesIO()  # torch would answer a full disk with an error about positions
+    torch.save(state, buffer)
+    write_whole(path, buffer.getbuffer())
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:

@@ -2,22 +2,23 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write beside, sync, rename."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(partial)) from error
     partial.replace(path)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """As indented JSON."""
-    text = json.dumps(content, indent=1) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())

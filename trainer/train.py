@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.errors import SpectralError
+from pipeline.errors import DamagedError, SpectralError
 from trainer import checkpoint, models, optim
 from trainer.augment import Augmenter
 from trainer.evaluate import Metrics, metrics, predict_split
@@ -214,10 +214,15 @@ class Trainer:
         if not self.run.last.exists():
             return
         content = checkpoint.load(self.run.last, self.device)
-        self.network.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
-        self.progress = Progress(**content["progress"])
+        try:
+            self.network.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scaler.load_state_dict(content["scaler"])
+            self.progress = Progress(**content["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise DamagedError(
+                f"{self.run.last} does not fit this run: {str(error).splitlines()[0]}"
+            ) from error
         log.info("%s: resuming after epoch %d", self.run.path, self.progress.epoch)
 
     def _final(self) -> dict[str, Any]:

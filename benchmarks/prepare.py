@@ -1,0 +1,85 @@
+"""`prepare` sub36 against decode and resize alone, and two workers against one.
+
+    python benchmarks/prepare.py SOURCE [--copies 5] [--runs 3]
+
+The images of SOURCE are linked COPIES times, so that start-up counts for little. Each figure is
+images/s of the whole command; ratios are medians of pairs measured one after the other.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from multiprocessing import get_context
+from pathlib import Path
+
+from common import images, report, seconds
+
+from pipeline.imaging import load
+from pipeline.options import Preparation, preparation
+from pipeline.prepare import prepare
+
+SPLITS = 36
+
+
+def decode_and_resize(paths: list[Path], prep: Preparation) -> int:
+    """What nobody can do without: bytes to pixels of the right size."""
+    for path in paths:
+        load(path.read_bytes(), prep)
+    return len(paths)
+
+
+def floor(paths: list[Path], prep: Preparation, workers: int) -> None:
+    """decode_and_resize by `workers` processes."""
+    parts = [paths[i::workers] for i in range(workers)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        list(pool.map(decode_and_resize, parts, [prep] * workers))
+
+
+def run(source: Path, prep: Preparation, workers: int) -> None:
+    """The command, into a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as out:
+        prepare(prep, source, Path(out), workers=workers, max_bad=None, progress=_silent)
+
+
+def _silent(what: str, total: int, unit: str):  # type: ignore[no-untyped-def]
+    return nullcontext(lambda count, note="": None)
+
+
+def main() -> None:
+    """Pairs of runs, then ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--copies", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    prep = preparation("photos", SPLITS, size=336)
+    with tempfile.TemporaryDirectory(
+        dir=args.source.parent if os.access(args.source.parent, os.W_OK) else None
+    ) as folder:
+        linked = Path(folder)
+        for i, path in enumerate(images(args.source)):
+            target = linked / f"class_{i % 10}"
+            target.mkdir(exist_ok=True)
+            for copy in range(args.copies):
+                (target / f"{i:05d}-{copy}.jpg").symlink_to(path.resolve())
+        paths = images(linked)
+        rates = [
+            [len(paths) / seconds(work) for work in (
+                lambda: run(linked, prep, 2), lambda: floor(paths, prep, 2),
+                lambda: run(linked, prep, 1))]
+            for _ in range(args.runs)
+        ]  # fmt: skip
+    report(
+        "prepare", images=len(paths), splits=SPLITS,
+        images_per_s=round(statistics.median(two for two, _, _ in rates)),
+        decode_resize_images_per_s=round(statistics.median(alone for _, alone, _ in rates)),
+        share_of_decode_resize=round(statistics.median(two / alone for two, alone, _ in rates), 3),
+        two_workers_against_one=round(statistics.median(two / one for two, _, one in rates), 3),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
