@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,13 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Error: interrupted; run the same command again to go on", err=True)
             ctx.exit(130)
+
+
+class _Echo(logging.Handler):
+    """Log lines to standard error as it is at the time: a progress bar stands in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
 
 
 def _apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -79,9 +85,8 @@ def main(verbose: bool) -> None:
     spectral train --shard 7                                36 independent jobs
     spectral ensemble                                       one fused classifier, measured
     """
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr
-    )
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[_Echo()])
     logging.getLogger("trainer").setLevel(logging.INFO)
 
 

@@ -15,7 +15,7 @@ from pipeline.codec import decode_plane, decode_whole
 from pipeline.errors import BadImageError, SourceError
 from pipeline.imaging import load
 from pipeline.manifest import Manifest
-from pipeline.prepare import SAMPLES, psnr
+from pipeline.run import SAMPLES, psnr
 from pipeline.sources import recognise
 from pipeline.splits import SPLITS
 from pipeline.splitter import Splitter

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline import beton
-from pipeline.beton import PAGE, BetonReader, BetonWriter, digest, image_field
+from pipeline.beton import PAGE, BetonReader, digest, image_field
+from pipeline.beton_writer import BetonWriter, Written
 from pipeline.codec import decode_plane
 from pipeline.errors import DamagedError
 from pipeline.options import Preparation, preparation
@@ -35,7 +36,7 @@ def test_dtypes_are_ffcvs() -> None:
     assert rgb == image_field(preparation("any", 4, size=8, codec="raw")).row
 
 
-def write(path: Path, prep: Preparation, payloads: list[bytes], capacity: int = 0) -> beton.Written:
+def write(path: Path, prep: Preparation, payloads: list[bytes], capacity: int = 0) -> Written:
     """A file of `payloads`, labels 0, 1, 2, …, appended in uneven pieces."""
     writer = BetonWriter(path, image_field(prep), capacity or len(payloads))
     for start in range(0, len(payloads), 7):

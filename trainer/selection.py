@@ -1,5 +1,6 @@
 """What the user said of the data in; one prepared directory out, or the list of choices."""
 
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 from pipeline import manifest
 from pipeline.errors import ConfigError, SpectralError
 from pipeline.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def select(data: Path | None, **wanted: object) -> Prepared:
         directories = [root]
     else:
         directories = sorted(path.parent for path in root.glob(f"*/*/{manifest.NAME}"))
-    found = [Prepared(directory, manifest.load(directory)) for directory in directories]
+    found = _loaded(directories)
     said = {key: value for key, value in wanted.items() if value is not None}
     fitting = [
         p for p in found if all(getattr(p.manifest.preparation, k) == v for k, v in said.items())
@@ -57,6 +60,19 @@ def select(data: Path | None, **wanted: object) -> Prepared:
     if len(fitting) == 1:
         return fitting[0]
     raise _unclear(root, found, fitting, said)
+
+
+def _loaded(directories: list[Path]) -> list[Prepared]:
+    """Those with a manifest that can be read; the others are said, if there is any choice."""
+    found = []
+    for directory in directories:
+        try:
+            found.append(Prepared(directory, manifest.load(directory)))
+        except SpectralError as error:
+            if len(directories) == 1:
+                raise
+            log.warning("left out: %s", error)
+    return found
 
 
 def _unclear(

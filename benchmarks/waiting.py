@@ -1,0 +1,62 @@
+"""Training on one machine with idle threads that spin (OpenMP's default) and that sleep.
+
+    python benchmarks/waiting.py
+
+Images/s of one job, and of two jobs at once (their sum), on the demo's digits.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import report
+
+EPOCHS = 30
+
+
+def start(data: Path, runs: Path, policy: str) -> subprocess.Popen[bytes]:
+    """One training job; `policy` is OMP_WAIT_POLICY."""
+    command = [sys.executable, "-m", "cli", "train", "--data", data, "--runs", runs]
+    command += ["--shard", "0", "--recipe", "digits", "--set", f"epochs={EPOCHS}"]
+    env = {**os.environ, "OMP_WAIT_POLICY": policy}
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet, env=env)
+
+
+def rate(data: Path, jobs: int, policy: str) -> float:
+    """Images/s of all jobs together, from the epochs after the first."""
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [start(data, Path(folder) / str(job), policy) for job in range(jobs)]
+        for process in processes:
+            process.wait()
+        rates = []
+        for log in Path(folder).rglob("log.jsonl"):
+            rows = [json.loads(line) for line in log.read_text().splitlines()]
+            epochs = [row["images_per_s"] for row in rows if row["kind"] == "train"][1:]
+            rates.append(len(epochs) / sum(1 / r for r in epochs))
+        return sum(rates)
+
+
+def main() -> None:
+    """Prepare the digits, then each policy with one job and with two."""
+    with tempfile.TemporaryDirectory() as folder:
+        from pipeline.digits import write_digits
+
+        images = write_digits(Path(folder) / "images")
+        prepare = [sys.executable, "-m", "cli", "prepare", "demo", "--source", images]
+        subprocess.run([*prepare, "--splits", "4", "--out", folder], check=True,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
+        data = Path(folder) / "demo" / "sub4"
+        figures = {
+            f"{jobs}_{policy.lower()}": round(rate(data, jobs, policy))
+            for jobs in (1, 2)
+            for policy in ("ACTIVE", "PASSIVE")
+        }
+    report("waiting", unit="images/s of all jobs", **figures)
+
+
+if __name__ == "__main__":
+    main()
