@@ -2,7 +2,8 @@
 
 import os
 
-# torch and the loader's numba each keep a pool of threads as large as the machine. By default
-# idle ones spin, and two pools, or two jobs, on the same cores then slow each other down many
-# times over (benchmarks/waiting.py). Read when the pools start, so before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch and the loader's numba each keep a pool of threads as large as the machine. Idle ones
+# spin for milliseconds by default, and two pools, or two jobs, on the same cores then hold
+# each other up (benchmarks/waiting.py); those that sleep at once wake too late for small
+# networks. Read when the pools start, so set before torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
