@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.fft import dct, dctn
 
 from pipeline import transforms
+from pipeline.kernels.analyse import analyse
 from pipeline.kernels.gather import gather_row
 from pipeline.kernels.moments import add_moments
 from pipeline.kernels.project import fold, weigh
@@ -217,3 +218,19 @@ def test_a_flat_image_never_clips(p: int) -> None:
         splitter = Splitter(preparation("any", p * p, size=p, transform=transform))
         for kind in ("black", "white"):
             assert not split(splitter, image_of(kind, p, 3))[1].any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [1, 5, 8])
+def test_the_fused_kernel_with_one_phase_rotates_and_quantises(channels: int, side: int) -> None:
+    """p = 1: no split is left, only the colour rotation and the quantiser."""
+    for kind in KINDS:
+        image = image_of(kind, side, channels)
+        planes, clipped = np.empty((1, channels, side, side), np.int8), np.zeros(1, np.int64)
+        norm = np.sqrt([3, 2, 6])[:channels] if channels == 3 else np.ones(1)
+        scale = (1 / (2 * 2**16 * 2.0 * norm))[None].astype(np.float32)
+        one = np.array([[2**16]], np.int32)
+        analyse(image, one, np.array([1], np.int8), scale, False, planes, clipped)
+        grey = slow_coefficients(np.full_like(image, 127), 1, "none", "phase") * (127.5 / 127)
+        exact = (slow_coefficients(image, 1, "none", "phase") - grey) / 2.0
+        assert np.abs(planes - np.clip(exact, -127, 127)).max() <= 0.5 + 1e-3
