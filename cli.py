@@ -78,13 +78,13 @@ _recipe_option = click.option("--recipe", help="Which recipe's networks, if seve
 @click.version_option(__version__, prog_name="spectral")
 @click.option("-v", "--verbose", is_flag=True, help="Say more of what is done.")
 def main(verbose: bool) -> None:
-    r"""Train ImageNet-size classifiers without a big machine.
+    """Train ImageNet-size classifiers without a big machine.
 
     \b
     spectral prepare imagenet21k --source DIR --splits 36   once, offline, CPU only
     spectral train --shard 7                                36 independent jobs
     spectral ensemble                                       one fused classifier, measured
-    """
+    """  # noqa: D301 - click wants the control character
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[_Echo()])
     logging.getLogger("trainer").setLevel(logging.INFO)
@@ -132,7 +132,9 @@ def datasets(as_json: bool) -> None:
 @click.option("--transform", help="dct, dct2 or none [default: dct].")
 @click.option("--layout", help="phase or block [default: phase].")
 @click.option("--codec", help="zstd or raw; with --splits 1 jpeg or raw [default: the first].")
-@click.option("--step", type=float, help="Quantiser step in grey levels [default: ≥ 40 dB].")
+@click.option(
+    "--step", type=float, help="Quantiser step in grey levels [default: by splits and transform]."
+)
 @click.option("--resize", help="squash, crop or shortest [default: squash].")
 @click.option("--calib", type=float, help="Share of train kept for fusion [default: 0.02].")
 @click.option(
@@ -196,6 +198,8 @@ def inspect(path: Path, as_json: bool, png: Path | None) -> None:
     """
     from pipeline.inspect import describe, lines
 
+    if png is not None and png.suffix.lower() != ".png":
+        raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
     found = describe(path)
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
     if png is not None:
@@ -208,7 +212,9 @@ def inspect(path: Path, as_json: bool, png: Path | None) -> None:
 @main.command()
 @click.argument("directory", type=_PATH)
 def verify(directory: Path) -> None:
-    """Re-read a prepared directory against the recorded digests; name what is damaged.
+    """Name what is damaged in a prepared directory.
+
+    Re-reads every file against the digests in its manifest.
 
     Example: spectral verify data/cifar10/sub4
     """
@@ -216,7 +222,7 @@ def verify(directory: Path) -> None:
     from pipeline.verify import verify as run
 
     if damaged := run(directory, _progress(False)):
-        raise DamagedError("\n  ".join([f"{len(damaged)} damaged:", *damaged]))
+        raise DamagedError(f"{len(damaged)} damaged: " + "\n  ".join(damaged))
     click.echo(f"{directory}: all files are as they were written")
 
 

@@ -105,15 +105,18 @@ def _beton_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _directory_lines(found: dict[str, Any]) -> list[str]:
+    stored = "×".join(map(str, found["plane_shape"]))
+    if found["resize"] == "shortest":
+        stored = "images of varying size"
     whole = found["splits"] == 1
     how = "whole images" if whole else f"{found['transform']}, {found['layout']} layout"
     counts = found["counts"]
     text = [
         f"{found['path']}: {found['dataset']}, {found['splits']} shards ({how}), {found['codec']}",
         f"images: {found['size']} px ({found['resize']}), {found['channels']} channels, "
-        f"{found['classes']} classes; stored as " + "×".join(map(str, found["plane_shape"])),
+        f"{found['classes']} classes; stored as {stored}",
         f"{found['bytes_per_sample_and_plane']:,.0f} bytes a sample and plane, "
-        f"{found['total_bytes']:,} bytes in all, PSNR {_decibel(found['psnr_db'])} "
+        f"{found['total_bytes']:,} bytes in all, PSNR {_quality(found)} "
         f"(pooled over {found['psnr_images']} images)",
     ]
     for split in SPLITS:
@@ -129,6 +132,11 @@ def _directory_lines(found: dict[str, Any]) -> list[str]:
             f"{plane['bytes_per_sample']:>13,.0f}  {_decibel(plane['psnr_db'])}"
         )
     return text
+
+
+def _quality(found: dict[str, Any]) -> str:
+    exact = found["psnr_db"] is None and found["psnr_images"]
+    return "infinite, exact" if exact else _decibel(found["psnr_db"])
 
 
 def _decibel(value: float | None) -> str:

@@ -92,9 +92,11 @@ def load(directory: Path) -> Manifest:
         if not directory.is_dir():
             raise ConfigError(f"{directory}: no such directory") from error
         raise ConfigError(
-            f"{directory} has no {NAME}: not a prepared directory, or preparation "
-            "has not finished; run `spectral prepare` (again)"
+            f"{directory} has no {NAME}: name a prepared directory, OUT/<dataset>/sub…; if it is "
+            "one, `spectral prepare` has not finished there"
         ) from error
+    except NotADirectoryError as error:
+        raise ConfigError(f"{directory} is a file: name its prepared directory") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DamagedError(f"cannot read {path}: {error}") from error
     return _parse(path, text)

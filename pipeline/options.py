@@ -12,6 +12,7 @@ LAYOUTS = ("phase", "block")
 CODECS = ("zstd", "raw", "jpeg")
 RESIZES = ("squash", "crop", "shortest")
 DEFAULT_CALIB = 0.02
+MIN_STEP, MAX_STEP = 0.01, 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ class Preparation:
             raise ConfigError(f"--calib {self.calib:g}: a share of train, from 0 to below 1")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"--limit {self.limit}: at least 1 image per split")
-        if self.splits > 1 and not (math.isfinite(self.step) and self.step > 0):
-            raise ConfigError(f"--step {self.step:g}: a positive number of grey levels")
+        if self.splits > 1 and not MIN_STEP <= self.step <= MAX_STEP:
+            raise ConfigError(f"--step {self.step:g}: from {MIN_STEP} to {MAX_STEP} grey levels")
 
     @property
     def p(self) -> int:
@@ -77,7 +78,7 @@ class Preparation:
         for key in ("transform", "layout", "codec", "resize"):
             if getattr(self, key) != getattr(usual, key):
                 words.append(getattr(self, key))
-        if self.step != default_step(self.p, self.transform):
+        if self.step != default_step(self.p, self.transform, self.channels):
             words.append(f"step{self.step:g}")
         if self.calib != usual.calib:
             words.append(f"calib{self.calib:g}")
@@ -167,5 +168,5 @@ def preparation(
         limit=limit,
     )
     if step is None and not whole:
-        return replace(prep, step=default_step(prep.p, transform))
+        return replace(prep, step=default_step(prep.p, transform, prep.channels))
     return prep

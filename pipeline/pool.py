@@ -63,6 +63,8 @@ class Pool:
         self._slots = self._memory.open()
         self._free = list(range(workers * SLOTS_A_WORKER))
         self._workers = []
+        # Workers inherit the mask: what Ctrl-C means is decided by the parent alone
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(
@@ -71,6 +73,7 @@ class Pool:
             process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def __enter__(self) -> Self:
         return self

@@ -11,15 +11,19 @@ from pathlib import Path
 from pipeline import manifest
 from pipeline.beton import PARTIAL
 from pipeline.catalogue import catalogue
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import ConfigError, DamagedError, SourceError
 from pipeline.manifest import Manifest
 from pipeline.options import Preparation
 from pipeline.progress import Advance
 from pipeline.run import SAMPLES, Run
 from pipeline.sources import Index, Source, recognise
 from pipeline.splits import SPLITS, assign, warn_of_thin_splits
+from pipeline.verify import quick_check
 
 log = logging.getLogger(__name__)
+
+GOOD_DB = 40.0
+MUCH_CLIPPED = 0.001
 
 ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
 
@@ -38,11 +42,12 @@ def prepare(
     max_bad: quarantined images that are tolerated; None: 0.1 % of all, but at least 20.
     """
     directory = prep.directory(out)
+    _refuse_output_within(source, out)
     if (directory / manifest.NAME).exists():
         return directory, _finished(directory, prep, source), True
     found = recognise(source)
     index = assign(_checked(found.index(), found, prep), prep.calib, prep.limit)
-    with _lock(directory):
+    with _lock(directory), _naming(directory):
         _clear_unfinished(directory)
         warn_of_thin_splits(index, prep.calib)
         allowed = max(20, math.ceil(len(index.table) / 1000)) if max_bad is None else max_bad
@@ -50,7 +55,27 @@ def prepare(
         with progress("prepare", len(index.table), "images") as advance:
             result = run.write(workers, advance)
         result.save(directory)
+    _say_what_to_look_at(directory, result)
     return directory, result, False
+
+
+def _say_what_to_look_at(directory: Path, result: Manifest) -> None:
+    if bad := sum(count["quarantined"] for count in result.counts.values()):
+        log.warning("%d images cannot be used; their reasons are in %s", bad, directory / SAMPLES)
+    if result.preparation.splits > 1 and result.psnr_db and result.psnr_db < GOOD_DB:
+        log.warning(
+            "PSNR is %.1f dB, below %g dB: a smaller --step than %g keeps more",
+            result.psnr_db,
+            GOOD_DB,
+            result.preparation.step,
+        )
+    for plane in result.planes:
+        if plane.clipped > MUCH_CLIPPED:
+            log.warning(
+                "%.2f %% of plane %d is clipped: a larger --step keeps its range",
+                100 * plane.clipped,
+                plane.k,
+            )
 
 
 def _checked(index: Index, source: Source, prep: Preparation) -> Index:
@@ -84,7 +109,16 @@ def _checked(index: Index, source: Source, prep: Preparation) -> Index:
     return index
 
 
+def _refuse_output_within(source: Path, out: Path) -> None:
+    if source.resolve() in (out.resolve(), *out.resolve().parents):
+        raise ConfigError(
+            f"--out {out} lies within --source {source}, where shards would be taken for images: "
+            "choose another --out"
+        )
+
+
 def _finished(directory: Path, prep: Preparation, source: Path) -> Manifest:
+    """The manifest of what is there already; an error if it is not what was asked for."""
     found = manifest.load(directory)
     if found.preparation != prep:
         raise ConfigError(f"{directory} holds another preparation: {found.preparation}")
@@ -93,7 +127,33 @@ def _finished(directory: Path, prep: Preparation, source: Path) -> Manifest:
             f"{directory} was made from {found.source}, not from {source.resolve()}: choose "
             "another --out or another dataset name, or remove the directory first"
         )
+    if source.exists():
+        _refuse_changed_source(directory, found, source)
+    if damaged := quick_check(directory, found):
+        raise DamagedError(f"{'; '.join(damaged)}: remove {directory} to prepare it again")
     return found
+
+
+def _refuse_changed_source(directory: Path, found: Manifest, source: Path) -> None:
+    prep = found.preparation
+    index = assign(recognise(source).index(), prep.calib, prep.limit)
+    if index.fingerprint() != found.fingerprint:
+        then = sum(count["indexed"] for count in found.counts.values())
+        raise ConfigError(
+            f"{source} has changed since {directory} was made from it ({then} images then, "
+            f"{len(index.table)} now): remove the directory to prepare it again"
+        )
+
+
+@contextmanager
+def _naming(directory: Path) -> Iterator[None]:
+    """Libraries raise OSErrors without a place: name the output then."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(directory)) from error
 
 
 @contextmanager

@@ -77,8 +77,9 @@ class Run:
     def write(self, workers: int, advance: Advance) -> Manifest:
         """All shards, then samples.parquet; the manifest is returned, not yet saved."""
         partial = self.directory / (SAMPLES + PARTIAL)
+        chunks = -(-len(self.index.table) // _chunk_images(self.prep))
         with (
-            Pool(self.prep, self.source, workers, _slot_bytes(self.prep)) as pool,
+            Pool(self.prep, self.source, min(workers, chunks), _slot_bytes(self.prep)) as pool,
             pq.ParquetWriter(partial, SAMPLES_SCHEMA, compression="zstd") as samples,
         ):
             for split in SPLITS:

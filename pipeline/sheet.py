@@ -41,7 +41,7 @@ def draw(directory: Path, target: Path, samples: int = 4) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = manifest.load(directory)
+    found = manifest.load(directory)  # an error for a beton: a sheet needs all planes
     rows = _rows(directory, found, samples)
     titles = [
         "original",

@@ -153,9 +153,18 @@ def _walk(folder: Path) -> Iterator[str]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
+            _refuse_loop(Path(entry.path))
             yield from _walk(Path(entry.path))
-        else:
+        elif entry.is_file():
             yield entry.path
+        else:
+            kind = "a broken link" if entry.is_symlink() else "no regular file"
+            raise SourceError(f"{entry.path} is {kind}: remove it or put the image there")
+
+
+def _refuse_loop(folder: Path) -> None:
+    if folder.is_symlink() and folder.resolve() in folder.absolute().parents:
+        raise SourceError(f"{folder} links to a folder that it lies in: remove the link")
 
 
 def _some(names: list[str]) -> str:

@@ -23,6 +23,18 @@ def verify(directory: Path, progress: ProgressBar) -> list[str]:
     return damaged
 
 
+def quick_check(directory: Path, found: manifest.Manifest) -> list[str]:
+    """Files that are missing or of another size, without reading them."""
+    problems = []
+    for name, entry in found.files.items():
+        path = directory / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.stat().st_size != entry["size"]:
+            problems.append(f"{path} has {path.stat().st_size} bytes, not {entry['size']}")
+    return problems
+
+
 def _problem(path: Path, size: int, recorded: str) -> str | None:
     try:
         found = path.stat().st_size

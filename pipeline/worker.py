@@ -4,7 +4,6 @@ Runs in worker processes, which share a block of memory with the parent: payload
 there, only sizes and sums are pickled.
 """
 
-import signal
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -170,7 +169,6 @@ def work(connection: Connection, memory: Any, prep: Preparation, source: Source)
 
     memory: SharedMemory of the pool. Ends when the parent closes its end or dies.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threadpoolctl.threadpool_limits(1)  # workers are the parallelism; BLAS threads would fight
     processor = Processor(prep, source)
     slots = memory.open()
@@ -194,4 +192,7 @@ def work(connection: Connection, memory: Any, prep: Preparation, source: Source)
             answer = str(error) or "out of memory: try fewer --workers"
         except Exception:
             answer = "our own bug in a worker, please report it:\n" + traceback.format_exc()
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except OSError:
+            return

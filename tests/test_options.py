@@ -65,6 +65,7 @@ def test_sizes_are_the_papers() -> None:
         (1, {"size": 32, "transform": "dct2"}, "nothing with --splits 1"),
         (1, {"size": 32, "step": 3.0}, "nothing with --splits 1"),
         (4, {"size": 32, "step": 0.0}, "--step 0"),
+        (4, {"size": 32, "step": 1e300}, "--step 1e.300"),
         (4, {"size": 32, "step": -1.0}, "--step -1"),
         (4, {"size": 32, "step": float("nan")}, "--step nan"),
         (4, {"size": 32, "calib": 1.0}, "--calib 1"),

@@ -180,6 +180,9 @@ def test_bad_images_are_quarantined_with_their_reasons(source: Path, tmp_path: P
         (lambda root: _touch(root / "train/a/1.jpg", root / "train/1.jpg"), "beside its class"),
         (lambda root: _touch(root / "train/a/1.jpg", root / "test/a/1.jpg"), "and also test"),
         (lambda root: _touch(root / "a/1.jpg"), "no image of train can be used"),
+        (lambda root: (_touch(root / "a/1.jpg"), os.mkfifo(root / "a/2.jpg")), "no regular file"),
+        (lambda root: (_touch(root / "a/1.jpg"), (root / "a/2").symlink_to("x")), "broken link"),
+        (lambda root: (_touch(root / "a/1.jpg"), (root / "a/2").symlink_to(".")), "it lies in"),
     ],
 )  # fmt: skip
 def test_a_source_that_cannot_be_used_is_refused(
@@ -288,7 +291,8 @@ def test_a_killed_parent_takes_its_workers_along(long_source: Path, tmp_path: Pa
     workers = children(run.pid)
     assert len(workers) == 2
     run.kill()
-    run.communicate()
+    _, error = run.communicate()
+    assert "Traceback" not in error
     wait_until(lambda: not any(Path(f"/proc/{w}/cmdline").exists() and
                                b"spawn_main" in Path(f"/proc/{w}/cmdline").read_bytes()
                                for w in workers), 15)  # fmt: skip
@@ -321,16 +325,49 @@ def test_a_full_disk_is_a_clear_error(long_source: Path, tmp_path: Path) -> None
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_source_that_vanishes_is_a_clear_error(source: Path, tmp_path: Path) -> None:
-    """A file that was indexed and is gone is no bad image."""
+def test_a_source_that_vanishes_is_a_clear_error(long_source: Path, tmp_path: Path) -> None:
+    """A file that was indexed and is gone when its turn comes is no bad image."""
     copy = tmp_path / "source"
-    shutil.copytree(source, copy)
-    (copy / "train" / "class_1" / "005.jpg").unlink()
-    (copy / "train" / "class_1" / "005.jpg").symlink_to(tmp_path / "nowhere")
-    done = prepare(copy, tmp_path)
+    shutil.copytree(long_source, copy, copy_function=os.link)
+    run = start("prepare", "toy", "--source", copy, *TOY, "--workers", 1, "--out", tmp_path / "out")
+    wait_until(lambda: (tmp_path / "out" / SUB4 / "train").exists())
+    shutil.rmtree(copy / "train" / "class_2")
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "class_2" in error
+    assert "No such file" in error
+    assert "Traceback" not in error
+
+
+def test_a_source_that_has_changed_is_refused_and_one_that_is_gone_is_not(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "source", {"train": 8, "val": 2})
+    assert prepare(root, tmp_path / "out").returncode == 0
+    extra = root / "train" / "class_0" / "more.jpg"
+    shutil.copy(root / "train" / "class_0" / "000.jpg", extra)
+    changed = prepare(root, tmp_path / "out")
+    assert changed.returncode == 1
+    assert "has changed since" in changed.stderr
+    assert "30 images then, 31 now" in changed.stderr
+    shutil.rmtree(root)
+    assert "already finished" in prepare(root, tmp_path / "out").stdout
+
+
+def test_a_finished_directory_that_lacks_a_shard_is_not_finished(
+    source: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data / SUB4, tmp_path / SUB4)
+    (tmp_path / SUB4 / "train" / "shard_02.beton").unlink()
+    done = prepare(source, tmp_path)
     assert done.returncode == 1
-    assert "005.jpg" in done.stderr
-    assert "No such file" in done.stderr
+    assert "shard_02.beton is missing: remove" in done.stderr
+
+
+def test_output_within_the_source_is_refused(source: Path) -> None:
+    """Its shards would be taken for images the next time."""
+    done = prepare(source, source / "data")
+    assert done.returncode == 1
+    assert "lies within --source" in done.stderr
+    assert not (source / "data").exists()
 
 
 def test_errors_of_the_machine_name_the_place(source: Path) -> None:

@@ -58,7 +58,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "short.toml").write_text('model = "resnet18"')
     with pytest.raises(ConfigError, match="no valid TOML"):
         resolve(str(tmp_path / "broken.toml"))
-    with pytest.raises(ConfigError, match="epochs"):
+    with pytest.raises(ConfigError, match="lacks epochs, batch_size"):
         resolve(str(tmp_path / "short.toml"))
     with pytest.raises(ConfigError, match=r"neither a file nor one of .*cifar-resnet20"):
         resolve("cifar-resnet21")

@@ -16,7 +16,16 @@ import torch
 from pipeline import manifest
 from pipeline.beton import BetonReader
 from pipeline.errors import DamagedError
-from tests.conftest import RAW, ROOT, SHORTEST, SUB4, WHOLE, Done, spectral
+from tests.conftest import (
+    RAW,
+    ROOT,
+    SHORTEST,
+    SUB4,
+    WHOLE,
+    Done,
+    spectral,
+    write_class_folders,
+)
 from trainer.loader import ShardLoader
 from trainer.selection import Prepared
 
@@ -343,6 +352,73 @@ def test_missing_and_foreign_shards_are_said(runs: Path, data: Path, tmp_path: P
     none = spectral("ensemble", "--data", data / RAW, "--runs", copy)
     assert none.returncode == 1
     assert "run `spectral train` first" in none.stderr
+
+
+def test_without_val_networks_are_fused_but_not_measured(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "source", {"train": 20})
+    done = spectral("prepare", "toy", "--source", root, "--size", 32, "--splits", 4,
+                    "--calib", 0.3, "--out", tmp_path / "data")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert train(tmp_path / "data", tmp_path / "runs", "--shard", "0-1").returncode == 0
+    done = spectral("ensemble", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "not measured" in done.stdout
+    image = root / "train" / "class_0" / "000.jpg"
+    done = spectral("predict", "--runs", tmp_path / "runs", image)
+    assert done.returncode == 0, done.stderr
+    assert "class_0" in done.stdout
+    wrong = spectral("predict", "--runs", tmp_path / "runs", "--dataset", "other", image)
+    assert wrong.returncode == 1
+    assert "choose one of" in wrong.stderr
+
+
+def test_few_channels_at_larger_sizes_train_on_the_cpu(source: Path, tmp_path: Path) -> None:
+    """torch's channels-last convolutions corrupt memory there, so they are not used."""
+    done = spectral("prepare", "toy", "--source", source, "--size", 128, "--splits", 4,
+                    "--out", tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = train(tmp_path, tmp_path / "runs", "--shard", 0, "--set", "model_args.width=4",
+                 "--set", "epochs=1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_second_training_of_a_shard_is_refused(data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cli", "train", "--data", data / SUB4, "--runs", tmp_path,
+               "--shard", "0", *FAST, "--name", "x", "--set", "epochs=500"]  # fmt: skip
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    end = time.monotonic() + 120
+    while not (tmp_path / SUB4 / "x" / "shard_00" / "last.pt").exists():
+        assert first.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    second = train(data / SUB4, tmp_path, "--shard", 0, "--name", "x", "--set", "epochs=500")
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1
+    assert "another process trains" in second.stderr
+    outside = train(data / SUB4, tmp_path, "--shard", 0, "--name", "../x")
+    assert outside.returncode == 1
+    assert "--name ../x" in outside.stderr
+
+
+def test_a_finished_run_without_its_network_says_what_to_do(
+    runs: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(runs, tmp_path / "runs"))
+    (copy / SUB4 / LABEL / "shard_01" / "best.pt").unlink()
+    done = train(data / SUB4, copy, "--shard", 1)
+    assert done.returncode == 1
+    assert "best.pt is missing from a finished run: remove" in done.stderr
+
+
+def test_damage_in_val_is_found_before_training(data: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(data / SUB4, tmp_path / "copy"))
+    path = copy / "val" / "shard_00.beton"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = train(copy, tmp_path / "runs", "--shard", 0)
+    assert done.returncode == 1
+    assert f"{path} is truncated" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_demo_runs_the_whole_line(tmp_path: Path) -> None:

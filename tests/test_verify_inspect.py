@@ -124,3 +124,14 @@ def test_what_is_neither_is_refused(tmp_path: Path) -> None:
         assert message in done.stderr
     done = spectral("inspect", tmp_path / "x", "--png", tmp_path / "sheet.png")
     assert done.returncode == 1
+
+
+def test_a_sheet_is_a_png_of_a_prepared_directory(data: Path, tmp_path: Path) -> None:
+    other = spectral("inspect", data / SUB4, "--png", tmp_path / "sheet.xyz")
+    assert other.returncode == 2
+    assert "does not end in .png" in other.stderr
+    shard = data / SUB4 / "val" / "shard_00.beton"
+    for command in (("inspect", shard, "--png", tmp_path / "sheet.png"), ("verify", shard)):
+        done = spectral(*command)
+        assert done.returncode == 1
+        assert "is a file: name its prepared directory" in done.stderr

@@ -23,7 +23,10 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many types on damaged or foreign files
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedError(f"{path} cannot be loaded as a checkpoint: {first}") from error
+        raise DamagedError(
+            f"{path} cannot be loaded as a checkpoint: {first}; remove {path.parent} and train "
+            "this shard again"
+        ) from error
     if not isinstance(state, dict) or "model" not in state:
         raise DamagedError(f"{path} is no checkpoint of this tool: no network in it")
     return state

@@ -90,10 +90,12 @@ def ensemble(
     data: Prepared, group: Path, device: torch.device, progress_bar: ProgressBar
 ) -> dict[str, Any]:
     """Each network and each way to fuse them, measured on val; written to ensemble.json."""
-    if not data.manifest.written("val"):
-        raise ConfigError(f"{data.directory} has no val split: nothing to measure on")
+    splits = [split for split in ("calib", "val") if data.manifest.written(split)]
+    if "val" not in splits:
+        log.warning("%s has no val split: nothing is measured", data.directory)
     runs = finished_runs(group, data)
-    calib, val = _all_logits(data, runs, device, progress_bar)
+    found = _all_logits(data, runs, splits, device, progress_bar)
+    calib, val = found.get("calib"), found.get("val")
     weights = _all_weights(calib, len(runs))
     result: dict[str, Any] = {
         "data": data.described,
@@ -103,9 +105,8 @@ def ensemble(
         "fused": {},
     }
     for method, (vector, note) in weights.items():
-        fused = fuse.fuse(val[0], vector)
-        found = metrics(torch.from_numpy(fused), torch.from_numpy(val[1]))
-        result["fused"][method] = {"weights": vector.tolist(), **note, **asdict(found)}
+        measured = {} if val is None else _measure(fuse.fuse(val[0], vector), val[1])
+        result["fused"][method] = {"weights": vector.tolist(), **note, **measured}
     write_json(group / NAME, result)
     return result
 
@@ -114,11 +115,13 @@ _Split = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 def _all_logits(
-    data: Prepared, runs: dict[int, RunDir], device: torch.device, progress_bar: ProgressBar
-) -> tuple[_Split | None, _Split]:
-    """(logits (networks, n, classes), labels (n,)) of calib, None if it is empty, and of val."""
-    has_calib = data.manifest.written("calib") > 0
-    splits = ("calib", "val") if has_calib else ("val",)
+    data: Prepared,
+    runs: dict[int, RunDir],
+    splits: list[str],
+    device: torch.device,
+    progress_bar: ProgressBar,
+) -> dict[str, _Split]:
+    """(logits (networks, n, classes), labels (n,)) of each split."""
     logits: dict[str, list[NDArray[np.float32]]] = {split: [] for split in splits}
     labels: dict[str, NDArray[np.int64]] = {}
     with progress_bar("ensemble", len(runs), "networks") as advance:
@@ -132,8 +135,7 @@ def _all_logits(
                 logits[split].append(found.numpy())
                 labels[split] = truth.numpy()
             advance(1, f"shard {k}")
-    stacked = {split: (np.stack(logits[split]), labels[split]) for split in splits}
-    return stacked.get("calib"), stacked["val"]
+    return {split: (np.stack(logits[split]), labels[split]) for split in splits}
 
 
 def _all_weights(
@@ -151,9 +153,12 @@ def _all_weights(
     return weights
 
 
-def _shard_row(k: int, i: int, calib: _Split | None, val: _Split) -> dict[str, Any]:
-    found = metrics(torch.from_numpy(val[0][i]), torch.from_numpy(val[1]))
-    row = {"shard": k, **asdict(found)}
+def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+    return asdict(metrics(torch.from_numpy(logits), torch.from_numpy(labels)))
+
+
+def _shard_row(k: int, i: int, calib: _Split | None, val: _Split | None) -> dict[str, Any]:
+    row = {"shard": k, **({} if val is None else _measure(val[0][i], val[1]))}
     if calib is not None:
         row["calib_top1"] = fuse.top1(calib[0][i], calib[1])
     return row

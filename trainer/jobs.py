@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.catalogue import catalogue
+from pipeline.errors import ConfigError
 from trainer.recipe import resolve
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
@@ -34,6 +35,8 @@ def train_shards(
 ) -> Iterator[str]:
     """Train one shard after the other; a finished one is only reported."""
     recipe, label = resolve(recipe_name or default_recipe(data), settings)
+    if name is not None and (not name or "/" in name or name.startswith(".")):
+        raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
     group = group_directory(runs, data, name or label)
     for k in shards:
         run = RunDir.of(group, k)

@@ -73,7 +73,7 @@ class ShardLoader:
     ) -> None:
         self.path = data.shard_path(split, k)
         self.prep = data.manifest.preparation
-        self.samples = _checked_samples(self.path, data.manifest.written(split))
+        self.samples = check_samples(self.path, data.manifest.written(split))
         self.batch_size, self.train = min(batch_size, max(self.samples, 1)), train
         self.device = device
         self._decoder = self._image_decoder()
@@ -164,7 +164,7 @@ class ShardLoader:
         return (channels_first ^ 128).view(torch.int8)
 
 
-def _checked_samples(path: Path, expected: int) -> int:
+def check_samples(path: Path, expected: int) -> int:
     """Samples of a shard whose tables are whole and agree with the manifest."""
     reader = BetonReader(path)
     samples = reader.samples

@@ -89,7 +89,11 @@ def _select(runs: Path, dataset: str | None, recipe: str | None) -> Path:
     ]
     if len(fitting) == 1:
         return fitting[0]
-    if not fitting:
+    every = sorted(path.parent for path in runs.glob(f"*/*/*/{NAME}"))
+    if not every:
         raise ConfigError(f"no fused classifier in {runs}: run `spectral ensemble` first")
-    listed = "\n  ".join(f"--runs {group}" for group in fitting)
-    raise ConfigError(f"{len(fitting)} fused classifiers in {runs}; choose one of\n  {listed}")
+    listed = "\n  ".join(f"--runs {group}" for group in fitting or every)
+    raise ConfigError(
+        f"{len(fitting) or 'none'} of {len(every)} fused classifiers in {runs} fit; choose one of"
+        f"\n  {listed}"
+    )

@@ -1,7 +1,7 @@
 """TOML files and `key=value` settings in, a checked `Recipe` out."""
 
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,11 @@ def _build(kind: type[Any], values: dict[str, Any], prefix: str) -> Any:
                 f"recipe: unknown key {prefix}{key}; valid are "
                 f"{', '.join(prefix + name for name in known)}"
             )
+    required = [
+        n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING
+    ]
+    if lacking := [prefix + name for name in required if name not in values]:
+        raise ConfigError(f"recipe: lacks {', '.join(lacking)}")
     try:
         return kind(
             **{key: _value(known[key].type, value, prefix + key) for key, value in values.items()}

@@ -5,9 +5,9 @@ from typing import Any
 
 def table(result: dict[str, Any]) -> str:
     """One line a network, then one a way to fuse; figures on val."""
-    lines = [
-        f"{result['data']}, {result['recipe']}, on val ({result['shards'][0]['samples']:,} images)"
-    ]
+    samples = result["shards"][0].get("samples")
+    measured = f"on val ({samples:,} images)" if samples else "not measured: there is no val"
+    lines = [f"{result['data']}, {result['recipe']}, {measured}"]
     lines.append(f"{'':<14}{'top-1':>9}{'top-5':>9}{'NLL':>9}  weight in learned")
     learned = result["fused"].get("learned", {}).get("weights", [None] * len(result["shards"]))
     for row, weight in zip(result["shards"], learned, strict=True):
@@ -21,4 +21,6 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _line(name: str, row: dict[str, Any]) -> str:
+    if "top1" not in row:
+        return f"{name:<14}{'–':>9}{'–':>9}{'–':>9}"
     return f"{name:<14}{row['top1']:>9.2%}{row['top5']:>9.2%}{row['nll']:>9.4f}"

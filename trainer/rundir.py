@@ -5,11 +5,14 @@ manifest.json (a copy of the data's), versions.json, log.jsonl, last.pt, best.pt
 when it has finished, result.json.
 """
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +60,15 @@ class RunDir:
         """The result, if this recipe was trained to the end on this data; else None."""
         if result := self.result:
             self._check(recipe, data)
+            if not self.best.exists():
+                raise DamagedError(
+                    f"{self.best} is missing from a finished run: remove {self.path} and train "
+                    "this shard again"
+                )
         return result
 
     def start(self, recipe: Recipe, data: Manifest) -> None:
         """Create it, or check that what is there was made with this recipe and data."""
-        self.path.mkdir(parents=True, exist_ok=True)
         self._check(recipe, data)
         if not (self.path / manifest.NAME).exists():
             data.save(self.path)
@@ -81,6 +88,17 @@ class RunDir:
                 f"{self.path} was trained on other data, or the data was prepared again since: "
                 "give this run another --name, or remove the directory"
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold this run against a second one; a crash releases it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(f"another process trains {self.path}: wait for it") from error
+            yield
 
     def log(self, **row: Any) -> None:
         """Append one line to log.jsonl."""

@@ -15,7 +15,7 @@ from pipeline.errors import DamagedError, SpectralError
 from trainer import checkpoint, models, optim
 from trainer.augment import Augmenter
 from trainer.evaluate import Metrics, metrics, predict_split
-from trainer.loader import ShardLoader
+from trainer.loader import ShardLoader, check_samples
 from trainer.normalise import Normaliser
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir
@@ -70,10 +70,16 @@ class Trainer:
         data.manifest.check_shard(k)
         self.data, self.k, self.recipe, self.run, self.device = data, k, recipe, run, device
         self.network = build_network(recipe, data).to(device)
-        self.network.to(memory_format=torch.channels_last)
+        # on the CPU, channels-last convolutions of few channels corrupt memory (torch 2.15)
+        last = device.type == "cuda"
+        self._memory_format = torch.channels_last if last else torch.contiguous_format
+        self.network.to(memory_format=self._memory_format)
         self.optimizer = optim.build(self.network, recipe.optimizer)
         self.normaliser = Normaliser(data.manifest, k, device)
         self.augmenter = Augmenter(recipe.augment, data.manifest.preparation, k, recipe.seed)
+        for split in data.manifest.counts:
+            if data.manifest.written(split):  # found out now, not after all epochs
+                check_samples(data.shard_path(split, k), data.manifest.written(split))
         self.loader = self._loader("train", train=True)
         self.scaler, self.autocast = _mixed_precision(device)
         self.progress = Progress()
@@ -82,8 +88,12 @@ class Trainer:
 
     def train(self, progress_bar: ProgressBar) -> dict[str, Any]:
         """All epochs that are left, then the final evaluation; the result is written too."""
-        self.run.start(self.recipe, self.data.manifest)
-        self._resume()
+        with self.run.locked():
+            self.run.start(self.recipe, self.data.manifest)
+            self._resume()
+            return self._train(progress_bar)
+
+    def _train(self, progress_bar: ProgressBar) -> dict[str, Any]:
         name = f"{self.data.described} shard {self.k}"
         calib = self._loader("calib") if self.data.manifest.written("calib") else None
         if calib is None:
@@ -157,7 +167,7 @@ class Trainer:
     def _step(self, values: Tensor, labels: Tensor) -> Tensor | None:
         """Forward, backward, update; None, and no update, if the loss is no number."""
         inputs = self.augmenter(values.float(), self.progress.epoch, self.progress.step)
-        inputs = self.normaliser(inputs).contiguous(memory_format=torch.channels_last)
+        inputs = self.normaliser(inputs).contiguous(memory_format=self._memory_format)
         with self.autocast:
             logits = self.network(inputs)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
