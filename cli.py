@@ -86,7 +86,7 @@ def main(verbose: bool) -> None:
     spectral ensemble                                       one fused classifier, measured
     """  # noqa: D301 - click wants the control character
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[_Echo()])
+    logging.basicConfig(level=level, format="%(message)s", handlers=[_Echo()], force=True)
     logging.getLogger("trainer").setLevel(logging.INFO)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,7 @@ def write_class_folders(root: Path, per_class: dict[str, int], classes: int = 3)
     return root
 
 
-def spectral(
-    *args: object, cwd: Path | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
+def spectral(*args: object, cwd: Path | None = None, **env: str) -> Done:
     """Run the command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "cli", *map(str, args)],
@@ -56,6 +55,20 @@ def spectral(
         cwd=cwd or ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **env},
     )
+
+
+def spectral_here(*args: object, **env: str) -> Done:
+    """The command line in this process, where torch and ffcv are loaded already: the same
+    code from the parsing of options to the exit status, without seconds of imports."""
+    from click.testing import CliRunner
+
+    from cli import main
+
+    found = CliRunner(env=env).invoke(main, [str(arg) for arg in args])
+    error = found.stderr
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        error += "".join(traceback.format_exception(found.exception))
+    return subprocess.CompletedProcess([], found.exit_code, found.stdout, error)
 
 
 @pytest.fixture(scope="session")

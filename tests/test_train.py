@@ -24,6 +24,7 @@ from tests.conftest import (
     WHOLE,
     Done,
     spectral,
+    spectral_here,
     write_class_folders,
 )
 from trainer.loader import ShardLoader
@@ -36,7 +37,7 @@ CPU = torch.device("cpu")
 
 
 def train(data: Path, runs: Path, *options: object) -> Done:
-    return spectral("train", "--data", data, "--runs", runs, *FAST, *options)
+    return spectral_here("train", "--data", data, "--runs", runs, *FAST, *options)
 
 
 @pytest.fixture(scope="module")
@@ -282,20 +283,20 @@ def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> N
 def test_the_data_set_is_chosen_or_the_choices_are_listed(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / SUB4, tmp_path / SUB4)
     env = {"SPECTRAL_DATA": str(tmp_path), "SPECTRAL_RUNS": str(tmp_path / "runs")}
-    alone = spectral("train", "--shard", 1, *FAST, **env)
+    alone = spectral_here("train", "--shard", 1, *FAST, **env)
     assert alone.returncode == 0, alone.stderr
     assert (tmp_path / "runs" / SUB4 / LABEL / "shard_01" / "result.json").exists()
     env["SPECTRAL_DATA"] = str(data)
-    many = spectral("train", "--shard", 1, *FAST, **env)
+    many = spectral_here("train", "--shard", 1, *FAST, **env)
     assert many.returncode == 1
     for folder in (SUB4, RAW, WHOLE):
         assert folder in many.stderr
-    none = spectral("train", "--shard", 1, "--dataset", "cifar10", **env)
+    none = spectral_here("train", "--shard", 1, "--dataset", "cifar10", **env)
     assert none.returncode == 1
     assert "fits --dataset cifar10" in none.stderr
-    nowhere = spectral("train", "--shard", 1, "--data", tmp_path / "runs")
+    nowhere = spectral_here("train", "--shard", 1, "--data", tmp_path / "runs")
     assert "no prepared data set" in nowhere.stderr
-    outside = spectral("train", "--shard", 4, "--data", data / SUB4)
+    outside = spectral_here("train", "--shard", 4, "--data", data / SUB4)
     assert "shards 0 to 3" in outside.stderr
 
 
@@ -308,7 +309,7 @@ def test_every_kind_of_shard_trains(data: Path, tmp_path: Path, folder: str) -> 
 
 def test_the_ensemble_is_measured_and_predicts(runs: Path, data: Path, source: Path) -> None:
     """Fused accuracy on val, in a table and as JSON; then image files to classes."""
-    done = spectral("ensemble", "--data", data / SUB4, "--runs", runs, "--json")
+    done = spectral_here("ensemble", "--data", data / SUB4, "--runs", runs, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert [row["shard"] for row in result["shards"]] == [0, 1, 2, 3]
@@ -317,20 +318,20 @@ def test_the_ensemble_is_measured_and_predicts(runs: Path, data: Path, source: P
         assert found["samples"] == 30
         assert len(found["weights"]) == 4
     assert result["fused"]["learned"]["top1"] > 0.8
-    text = spectral("ensemble", "--data", data / SUB4, "--runs", runs)
+    text = spectral_here("ensemble", "--data", data / SUB4, "--runs", runs)
     assert "learned" in text.stdout
 
     images = sorted((source / "val").rglob("*.jpg"))
-    done = spectral("predict", "--runs", runs, "--json", "--top", 2, *images)
+    done = spectral_here("predict", "--runs", runs, "--json", "--top", 2, *images)
     assert done.returncode == 0, done.stderr
     predictions = json.loads(done.stdout)
     right = [p["classes"][0]["class"] == Path(p["image"]).parent.name for p in predictions]
     assert np.mean(right) == pytest.approx(result["fused"]["learned"]["top1"])
     assert all(0 < row["probability"] <= 1 for p in predictions for row in p["classes"])
-    bad = spectral("predict", "--runs", runs, ROOT / "pyproject.toml")
+    bad = spectral_here("predict", "--runs", runs, ROOT / "pyproject.toml")
     assert bad.returncode == 1
     assert "pyproject.toml: not an image" in bad.stderr
-    gone = spectral("predict", "--runs", runs, "nowhere.jpg")
+    gone = spectral_here("predict", "--runs", runs, "nowhere.jpg")
     assert gone.returncode == 1
     assert "nowhere.jpg" in gone.stderr
 
@@ -340,16 +341,16 @@ def test_missing_and_foreign_shards_are_said(runs: Path, data: Path, tmp_path: P
     group = copy / SUB4 / LABEL
     shutil.rmtree(group / "shard_03")
     (group / "shard_01" / "result.json").unlink()
-    done = spectral("ensemble", "--data", data / SUB4, "--runs", copy, "--json")
+    done = spectral_here("ensemble", "--data", data / SUB4, "--runs", copy, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["missing"] == [1, 3]
     assert "shard 3 was not trained" in done.stderr
     assert "shard 1 has not finished" in done.stderr
     shutil.copy(data / RAW / "manifest.json", group / "shard_00")
-    done = spectral("ensemble", "--data", data / SUB4, "--runs", copy)
+    done = spectral_here("ensemble", "--data", data / SUB4, "--runs", copy)
     assert done.returncode == 1
     assert "shard_00 was trained on other data" in done.stderr
-    none = spectral("ensemble", "--data", data / RAW, "--runs", copy)
+    none = spectral_here("ensemble", "--data", data / RAW, "--runs", copy)
     assert none.returncode == 1
     assert "run `spectral train` first" in none.stderr
 
@@ -360,14 +361,14 @@ def test_without_val_networks_are_fused_but_not_measured(tmp_path: Path) -> None
                     "--calib", 0.3, "--out", tmp_path / "data")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert train(tmp_path / "data", tmp_path / "runs", "--shard", "0-1").returncode == 0
-    done = spectral("ensemble", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
+    done = spectral_here("ensemble", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     assert "not measured" in done.stdout
     image = root / "train" / "class_0" / "000.jpg"
-    done = spectral("predict", "--runs", tmp_path / "runs", image)
+    done = spectral_here("predict", "--runs", tmp_path / "runs", image)
     assert done.returncode == 0, done.stderr
     assert "class_0" in done.stdout
-    wrong = spectral("predict", "--runs", tmp_path / "runs", "--dataset", "other", image)
+    wrong = spectral_here("predict", "--runs", tmp_path / "runs", "--dataset", "other", image)
     assert wrong.returncode == 1
     assert "choose one of" in wrong.stderr
 
