@@ -48,6 +48,8 @@ def prepare(
     found = recognise(source)
     index = assign(_checked(found.index(), found, prep), prep.calib, prep.limit)
     with _lock(directory), _naming(directory):
+        if (directory / manifest.NAME).exists():  # another run has finished since
+            return directory, _finished(directory, prep, source), True
         _clear_unfinished(directory)
         warn_of_thin_splits(index, prep.calib)
         allowed = max(20, math.ceil(len(index.table) / 1000)) if max_bad is None else max_bad
