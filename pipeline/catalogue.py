@@ -11,7 +11,12 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """One entry of datasets.toml. Sizes in px; `images` counts images per split."""
+    """One entry of datasets.toml. Sizes in px; `images` counts images per split.
+
+    `min_images`: classes with fewer are left out; `val_per_class`: so many images of each class
+    become val; both only where the source has no val of its own. `test_split`: counts per split
+    when val becomes test and another val is taken from train.
+    """
 
     name: str
     title: str
@@ -24,6 +29,9 @@ class DatasetSpec:
     get: str
     terms: str
     sizes: dict[str, int] = field(default_factory=dict)
+    min_images: int = 0
+    val_per_class: int = 0
+    test_split: dict[str, int] = field(default_factory=dict)
 
     def size_for(self, splits: int) -> int:
         """Side in px to which images are resized before a split into `splits` planes."""

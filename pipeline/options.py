@@ -17,7 +17,11 @@ MIN_STEP, MAX_STEP = 0.01, 255
 
 @dataclass(frozen=True, kw_only=True)
 class Preparation:
-    """How images become shards. `size` px, `step` in units of pixel values (0: no quantiser)."""
+    """How images become shards. `size` px, `step` in units of pixel values (0: no quantiser).
+
+    all_classes: also those that the data set's rule leaves out. test_split: the source's val
+    becomes test, and val is taken from train.
+    """
 
     dataset: str
     splits: int
@@ -30,6 +34,8 @@ class Preparation:
     step: float
     calib: float
     limit: int | None
+    all_classes: bool = False
+    test_split: bool = False
 
     def __post_init__(self) -> None:
         _one_of("transform", self.transform, TRANSFORMS)
@@ -68,7 +74,13 @@ class Preparation:
 
     def folder(self) -> str:
         """`sub36`, `sub36-dct2`, `sub4-s64`, …: each option off its default adds a word."""
-        usual = preparation(self.dataset, self.splits, size=self.size, channels=self.channels)
+        usual = preparation(
+            self.dataset,
+            self.splits,
+            size=self.size,
+            channels=self.channels,
+            test_split=self.test_split,
+        )
         spec = catalogue().get(self.dataset)
         words = [f"sub{self.splits}"]
         if spec is None or self.size != spec.size_for(self.splits):
@@ -84,6 +96,7 @@ class Preparation:
             words.append(f"calib{self.calib:g}")
         if self.limit is not None:
             words.append(f"n{self.limit}")
+        words += [word for word, on in (("all", self.all_classes), ("test", self.test_split)) if on]
         return "-".join(words)
 
     def directory(self, out: Path) -> Path:
@@ -142,6 +155,8 @@ def preparation(
     step: float | None = None,
     calib: float | None = None,
     limit: int | None = None,
+    all_classes: bool = False,
+    test_split: bool = False,
 ) -> Preparation:
     """Fill in what was not said: from datasets.toml, and from the number of splits."""
     spec = catalogue().get(dataset)
@@ -164,8 +179,10 @@ def preparation(
         codec=("jpeg" if whole else "zstd") if codec is None else codec,
         resize="squash" if resize is None else resize,
         step=step or 0.0 if whole else (1.0 if step is None else step),
-        calib=DEFAULT_CALIB if calib is None else calib,
+        calib=(0.0 if test_split else DEFAULT_CALIB) if calib is None else calib,
         limit=limit,
+        all_classes=all_classes,
+        test_split=test_split,
     )
     if step is None and not whole:
         return replace(prep, step=default_step(prep.p, transform, prep.channels))

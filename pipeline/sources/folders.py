@@ -1,0 +1,100 @@
+"""Folders of image files in, one folder a class."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import SourceError
+from pipeline.index import Scan, some
+from pipeline.sources.base import Source
+
+SOURCE_SPLITS = ("train", "val")
+
+
+class ClassFolders(Source):
+    """`{train,val}/<class>/*`, or `<class>/*`, which is all train. Labels: sorted names."""
+
+    layout = "class-folders"
+    looks_like = "a folder with {train,val}/<class>/<image>, or with <class>/<image> (all train)"
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Any folder that holds a folder: the last resort, which says itself what is amiss."""
+        return root.is_dir() and any(entry.is_dir() for entry in os.scandir(root))
+
+    def scan(self, scan: Scan) -> None:
+        """Sorted by split, class, then path within the class folder."""
+        levels = [split for split in SOURCE_SPLITS if (self.root / split).is_dir()]
+        if levels and "train" not in levels:
+            raise SourceError(f"{self.root} has {levels[0]}/ but no train/; {self.looks_like}")
+        _refuse_stray(self.root, levels)
+        scan.saw(self.root)
+        folders = {split: self.root / split for split in levels} or {"train": self.root}
+        classes = _class_names(folders["train"])
+        for split, folder in folders.items():
+            names = _class_names(folder)
+            if stray := sorted(set(names) - set(classes)):
+                raise SourceError(
+                    f"{folder} has classes that {folders['train']} lacks: {some(stray)}"
+                )
+            scan.saw(folder)
+            file = scan.container(folder, "folder")
+            for name in names:
+                images = class_images(folder / name, scan, required=split == "train")
+                scan.add_class(
+                    name, [(path, f"{name}/{path}", 0, 0) for path in images], file, split
+                )
+        scan.finish(classes)
+
+
+def class_images(folder: Path, scan: Scan, *, required: bool) -> list[str]:
+    """Sorted paths within `folder`, at any depth; hidden files and folders are left out."""
+    found = sorted(os.path.relpath(path, folder) for path in _walk(folder, scan))
+    if not found and required:
+        raise SourceError(f"{folder} is an empty class: add its images or remove the folder")
+    return found
+
+
+def _refuse_stray(root: Path, levels: list[str]) -> None:
+    """Folders beside train/ and val/ would be left out in silence: say so instead."""
+    if not levels:
+        return
+    stray = [e.name for e in os.scandir(root) if e.is_dir() and e.name not in levels]
+    if stray := sorted(name for name in stray if not name.startswith(".")):
+        raise SourceError(
+            f"{root} has {' and '.join(levels)} and also {some(stray)}: not known what they are; "
+            "move them away or name a folder that holds only train and val"
+        )
+
+
+def _class_names(folder: Path) -> list[str]:
+    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+    names = sorted(e.name for e in entries if e.is_dir())
+    if not names:
+        raise SourceError(f"{folder} has no class folders; {ClassFolders.looks_like}")
+    if files := sorted(e.name for e in entries if not e.is_dir()):
+        raise SourceError(
+            f"{folder} has files beside its class folders: {some(files)}; "
+            "each image belongs into the folder of its class, move the rest away"
+        )
+    return names
+
+
+def _walk(folder: Path, scan: Scan) -> Iterator[str]:
+    scan.saw(folder)
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            _refuse_loop(Path(entry.path))
+            yield from _walk(Path(entry.path), scan)
+        elif entry.is_file():
+            yield entry.path
+        else:
+            kind = "a broken link" if entry.is_symlink() else "no regular file"
+            raise SourceError(f"{entry.path} is {kind}: remove it or put the image there")
+
+
+def _refuse_loop(folder: Path) -> None:
+    if folder.is_symlink() and folder.resolve() in folder.absolute().parents:
+        raise SourceError(f"{folder} links to a folder that it lies in: remove the link")
