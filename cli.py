@@ -87,7 +87,8 @@ def main(verbose: bool) -> None:
     """  # noqa: D301 - click wants the control character
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", handlers=[_Echo()], force=True)
-    logging.getLogger("trainer").setLevel(logging.INFO)
+    for package in ("pipeline", "trainer"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 @main.command()
@@ -123,8 +124,8 @@ def datasets(as_json: bool) -> None:
 @click.option(
     "--source",
     type=_PATH,
-    required=True,
-    help="Folder with {train,val}/<class>/<image>, or <class>/<image> (all train).",
+    help="The data as you have them, see `spectral datasets` [default: $SPECTRAL_SOURCES/DATASET, "
+    "else ./sources/DATASET].",
 )
 @click.option("--splits", type=int, required=True, help="Number of shards: 1, 4, 16, 36, …")
 @click.option("--size", type=int, help="Side of the resized image in px [default: the data set's].")
@@ -143,25 +144,43 @@ def datasets(as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one per core].")
 @click.option("--limit", type=int, help="At most so many images per split, spread evenly.")
 @click.option(
+    "--classes",
+    "all_classes",
+    type=click.Choice(["rule", "all"]),
+    default="rule",
+    show_default=True,
+    callback=lambda ctx, param, value: value == "all",
+    help="imagenet21k: the classes of 21K-P, or all.",
+)
+@click.option(
+    "--test-split",
+    is_flag=True,
+    help="CIFAR and Tiny-ImageNet: the source's val becomes test, val is taken from train.",
+)
+@click.option(
     "--max-bad",
     type=click.IntRange(min=0),
     help="Unusable images tolerated [default: 0.1 %, at least 20].",
 )
+@click.option("--overwrite", is_flag=True, help="Remove what is there and start over.")
+@click.option("--report-bad", is_flag=True, help="List the images that cannot be used, and why.")
 @_json_option
 def prepare(
     dataset: str,
-    source: Path,
+    source: Path | None,
     splits: int,
     out: Path | None,
     workers: int | None,
     max_bad: int | None,
+    overwrite: bool,
+    report_bad: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Resize DATASET once and split every image into spectral shards.
 
-    Each image is decoded once; shard k holds plane k of every image. Run again, it says that
-    it is finished.
+    Each image is decoded once; shard k holds plane k of every image. Interrupted, the same
+    command goes on; run again after the end, it says that it is finished.
 
     Example: spectral prepare cifar10 --source cifar10/ --splits 4
     """
@@ -171,27 +190,31 @@ def prepare(
     from pipeline.options import preparation
     from pipeline.prepare import prepare as run
 
-    directory, _, existed = run(
+    done = run(
         preparation(dataset, splits, **options),
-        source,
+        source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset,
         out or Path(os.environ.get("SPECTRAL_DATA", "data")),
         workers=workers or len(os.sched_getaffinity(0)),
         max_bad=max_bad,
         progress=_progress(as_json),
+        overwrite=overwrite,
     )
-    found = describe(directory)
+    found = describe(done.directory)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
-    click.echo("already finished:" if existed else "finished:")
+    click.echo("already finished:" if done.existed else "finished:")
     click.echo("\n".join(lines(found)))
+    if report_bad:
+        _echo_bad(done.directory)
 
 
 @main.command()
 @click.argument("path", type=_PATH)
+@click.option("--bad", is_flag=True, help="List the images that could not be used, and why.")
 @_json_option
 @click.option("--png", type=_PATH, help="Write a contact sheet of planes and rebuilt images.")
-def inspect(path: Path, as_json: bool, png: Path | None) -> None:
+def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
     """Say what a beton or a prepared directory is and holds.
 
     Example: spectral inspect data/cifar10/sub4 --png sheet.png
@@ -201,6 +224,9 @@ def inspect(path: Path, as_json: bool, png: Path | None) -> None:
     if png is not None and png.suffix.lower() != ".png":
         raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
     found = describe(path)
+    if bad and not as_json:
+        _echo_bad(path)
+        return
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
     if png is not None:
         from pipeline.sheet import draw
@@ -358,6 +384,16 @@ def demo(out: Path, json_file: Path | None) -> None:
             progress=_progress(False),
         )
     click.echo(run(out, json_file, _progress(False)))
+
+
+def _echo_bad(directory: Path) -> None:
+    """One line for each image that could not be used."""
+    from pipeline.samples import quarantined
+
+    bad = list(quarantined(directory))
+    click.echo(f"{len(bad)} images could not be used" + ":" * bool(bad))
+    for sample, reason in bad:
+        click.echo(f"  {sample}: {reason}")
 
 
 def _progress(quiet: bool) -> Any:

@@ -1,8 +1,12 @@
-"""Payloads and labels in, a .beton file out that is whole or absent (see `pipeline.beton`)."""
+"""Payloads and labels in, a .beton file out that is whole or absent (see `pipeline.beton`).
+
+A writer can be taken up again where it was at a `Mark`, and then writes the same bytes as
+one that was never interrupted.
+"""
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +25,11 @@ from pipeline.beton import (
     VERSION,
     ImageField,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError
 
 _DATA_ALIGNMENT = 64
 _METADATA_BUFFER = 1 << 16
+_BUFFER = 1 << 18  # bytes of payload that are gathered before they are written
 
 
 @dataclass(frozen=True)
@@ -37,26 +42,43 @@ class Written:
     digest: str
 
 
-class BetonWriter:
-    """Writes one file beside its final name; `finish` syncs and renames it.
-
-    Samples arrive in their final order. Room for `capacity` rows of metadata is kept
-    behind the header; payloads follow, none across a page boundary.
+@dataclass
+class Mark:
+    """How far a writer is: `at` is the end of the file in bytes, `pages` the digests of the
+    full pages before it, in hexadecimal.
     """
 
-    def __init__(self, path: Path, field: ImageField, capacity: int) -> None:
-        self.path, self.field = path, field
+    samples: int = 0
+    payload_bytes: int = 0
+    at: int = 0
+    pages: list[str] = field(default_factory=list)
+
+
+class BetonWriter:
+    """Writes one file beside its final name; `finish` completes it, `publish` renames it.
+
+    Samples arrive in their final order. Room for `capacity` rows of metadata is kept
+    behind the header; payloads follow, none across a page boundary. mark: take up the
+    partial file that is there from this point on.
+    """
+
+    def __init__(
+        self, path: Path, field: ImageField, capacity: int, mark: Mark | None = None
+    ) -> None:
+        self.path, self.field, self._capacity = path, field, capacity
         self._partial = path.with_name(path.name + PARTIAL)
-        self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
-        self._metadata_at = HEADER.itemsize + 2 * FIELD.itemsize
-        self._metadata = bytearray()
-        end = self._metadata_at + capacity * field.row.itemsize
-        self._at = -(-end // _DATA_ALIGNMENT) * _DATA_ALIGNMENT
-        self._first_page = self._at // PAGE
-        self._page_digests: list[bytes] = []
-        self._page = hashlib.sha256()
-        self._samples = self._payload_bytes = 0
-        self._allocations: list[NDArray[Any]] = []
+        self._sizes = path.with_name(path.name + ".sizes" + PARTIAL) if field.allocates else None
+        self._tables_at = HEADER.itemsize + 2 * FIELD.itemsize
+        end = self._tables_at + capacity * field.row.itemsize
+        start = -(-end // _DATA_ALIGNMENT) * _DATA_ALIGNMENT
+        self._first_page = start // PAGE
+        mark = mark or Mark(at=start)
+        self._samples, self._payload_bytes, self._at = mark.samples, mark.payload_bytes, mark.at
+        self._page_digests = [bytes.fromhex(digest) for digest in mark.pages]
+        self._marked = len(self._page_digests)
+        self._buffer, self._metadata = bytearray(), bytearray()
+        self._fds = [_open(path, mark.samples > 0) for path in (self._partial, self._sizes) if path]
+        self._page = hashlib.sha256(self._cut_back(start) if mark.samples else b"")
 
     def append(
         self, payload: memoryview, sizes: NDArray[Any], labels: NDArray[Any], shapes: NDArray[Any]
@@ -68,46 +90,63 @@ class BetonWriter:
         start = 0
         for first, last in _runs(pointers, sizes):
             run = int(sizes[first : last + 1].sum())
-            self._write(int(pointers[first]), payload[start : start + run])
+            self._put(memoryview(bytes(int(pointers[first]) - self._at)))
+            self._put(payload[start : start + run])
             start += run
         rows = np.zeros(len(sizes), self.field.row)
         rows["f1"] = labels
         _fill_image(rows["f0"], self.field, pointers, sizes, shapes)
-        self._add_metadata(rows.tobytes())
-        if self.field.allocates:
+        self._metadata += rows.tobytes()
+        if self._sizes is not None:
             ids = np.arange(self._samples, self._samples + len(sizes))
             table = np.zeros(len(sizes), ALLOCATION)
             table["sample_id"], table["ptr"], table["size"] = ids, pointers, sizes
-            self._allocations.append(table)
+            self._write_all(table.tobytes(), self._samples * ALLOCATION.itemsize, self._sizes)
         self._samples += len(sizes)
         self._payload_bytes += int(sizes.sum())
+        if len(self._metadata) >= _METADATA_BUFFER:
+            self._flush_metadata()
+
+    def mark(self) -> Mark:
+        """All that was appended is with the system now; how far that is. `pages` holds only
+        those that were filled since the last mark.
+        """
+        self._flush()
+        self._flush_metadata()
+        new, self._marked = self._page_digests[self._marked :], len(self._page_digests)
+        return Mark(self._samples, self._payload_bytes, self._at, [page.hex() for page in new])
+
+    def sync(self) -> None:
+        """Until what was marked is on the disk."""
+        for fd in self._fds:
+            os.fdatasync(fd)
 
     def finish(self) -> Written:
-        """Write header and tables, sync, rename to the final name."""
+        """Write tables and header; the file is whole then, under its partial name."""
         self._flush_metadata()
+        row = self.field.row.itemsize
+        spare = (self._capacity - self._samples) * row  # a run that was cut off may have been here
+        self._write_all(bytes(spare), self._tables_at + self._samples * row)
         table_at = self._at
-        for table in self._allocations:
-            self._write(self._at, memoryview(table.tobytes()))
+        self._put_allocations()
+        self._flush()
         if self._at % PAGE:
             self._page_digests.append(self._page.digest())
-        os.ftruncate(self._fd, self._at)
+        os.ftruncate(self._fds[0], self._at)
         self._write_all(self._header(table_at), 0)
         outer = hashlib.sha256()
         for page in range(self._first_page + 1):  # the tables: filled out of order, so read back
-            if data := os.pread(self._fd, PAGE, page * PAGE):
+            if data := os.pread(self._fds[0], PAGE, page * PAGE):
                 outer.update(hashlib.sha256(data).digest())
         for inner in self._page_digests[1:]:
             outer.update(inner)
-        os.fsync(self._fd)
-        self.close()
-        self._partial.rename(self.path)
+        self.sync()
         return Written(self._samples, self._payload_bytes, self._at, outer.hexdigest())
 
     def close(self) -> None:
-        """Let go of the file; before `finish`, it stays under its partial name."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Let go of the file; it stays under the name that it has."""
+        while self._fds:
+            os.close(self._fds.pop())
 
     def _header(self, table_at: int) -> bytes:
         header = np.zeros(1, HEADER)
@@ -136,42 +175,79 @@ class BetonWriter:
             at += size
         return pointers
 
-    def _write(self, at: int, data: memoryview) -> None:
-        """Write at `at` ≥ the end so far; the gap reads as zeros and counts in the digest."""
-        self._advance(memoryview(bytes(at - self._at)))
-        self._advance(data)
-        self._write_all(data, at)
+    def _cut_back(self, start: int) -> bytes:
+        """Drop what lies behind the mark; what is there of the page that it lies in."""
+        size = os.fstat(self._fds[0]).st_size
+        if size < self._at:
+            raise DamagedError(
+                f"{self._partial} has {size} bytes, but {self._at} were written: something has "
+                "changed it; start over with --overwrite"
+            )
+        os.ftruncate(self._fds[0], self._at)
+        page = max(self._at // PAGE * PAGE, start)
+        return os.pread(self._fds[0], self._at - page, page)
 
-    def _write_all(self, data: bytes | bytearray | memoryview, at: int) -> None:
-        """Until all of it is written: short writes happen, on a disk that fills up too."""
-        view = memoryview(data)
-        while len(view):
-            try:
-                written = os.pwrite(self._fd, view, at)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(self._partial)) from error
-            view, at = view[written:], at + written
+    def _put_allocations(self) -> None:
+        """Move the table of sizes behind the payloads."""
+        if self._sizes is None:
+            return
+        at, end = 0, self._samples * ALLOCATION.itemsize
+        while at < end:
+            rows = os.pread(self._fds[1], min(_BUFFER, end - at), at)
+            self._put(memoryview(rows))
+            at += len(rows)
 
-    def _advance(self, data: memoryview) -> None:
+    def _put(self, data: memoryview) -> None:
         """Move the end of the file over `data`, hashing it page by page."""
         while len(data):
-            room = PAGE - self._at % PAGE
-            part, data = data[:room], data[room:]
+            part, data = data[: PAGE - self._at % PAGE], data[PAGE - self._at % PAGE :]
             self._page.update(part)
+            self._buffer += part
             self._at += len(part)
             if self._at % PAGE == 0:
                 self._page_digests.append(self._page.digest())
                 self._page = hashlib.sha256()
+            if len(self._buffer) >= _BUFFER:
+                self._flush()
 
-    def _add_metadata(self, rows: bytes) -> None:
-        self._metadata += rows
-        if len(self._metadata) >= _METADATA_BUFFER:
-            self._flush_metadata()
+    def _flush(self) -> None:
+        self._write_all(self._buffer, self._at - len(self._buffer))
+        self._buffer = bytearray()
 
     def _flush_metadata(self) -> None:
-        self._write_all(self._metadata, self._metadata_at)
-        self._metadata_at += len(self._metadata)
+        end = self._tables_at + self._samples * self.field.row.itemsize
+        self._write_all(self._metadata, end - len(self._metadata))
         self._metadata = bytearray()
+
+    def _write_all(self, data: bytes | bytearray, at: int, path: Path | None = None) -> None:
+        """Until all of it is written: short writes happen, on a disk that fills up too."""
+        fd = self._fds[0] if path is None else self._fds[1]
+        view = memoryview(data)
+        while len(view):
+            try:
+                written = os.pwrite(fd, view, at)
+            except OSError as error:
+                where = str(path or self._partial)
+                raise OSError(error.errno, error.strerror, where) from error
+            view, at = view[written:], at + written
+
+
+def publish(path: Path) -> None:
+    """Give a finished file its final name; done already, nothing happens."""
+    partial = path.with_name(path.name + PARTIAL)
+    if partial.exists():
+        partial.rename(path)
+    path.with_name(path.name + ".sizes" + PARTIAL).unlink(missing_ok=True)
+
+
+def _open(path: Path, there: bool) -> int:
+    try:
+        return os.open(path, os.O_RDWR | (0 if there else os.O_CREAT | os.O_TRUNC), 0o666)
+    except FileNotFoundError as error:
+        raise DamagedError(
+            f"{path} has gone, though the run that was interrupted wrote it: start over with "
+            "--overwrite"
+        ) from error
 
 
 def _runs(pointers: NDArray[np.int64], sizes: NDArray[Any]) -> list[tuple[int, int]]:

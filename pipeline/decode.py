@@ -44,6 +44,12 @@ def decode(data: bytes, channels: int, target: int) -> Image.Image:
         raise BadImageError(f"cannot decode: {type(error).__name__}: {error}") from error
 
 
+def from_pixels(data: bytes, channels: int, shape: tuple[int, int, int]) -> Image.Image:
+    """The same of pixels, (height, width, 1 or 3) uint8."""
+    pixels = np.frombuffer(data, np.uint8).reshape(shape)
+    return _to_mode(Image.fromarray(pixels[:, :, 0] if shape[2] == 1 else pixels), _MODES[channels])
+
+
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)

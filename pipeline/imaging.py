@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode import decode
+from pipeline.decode import decode, from_pixels
 from pipeline.errors import BadImageError
 from pipeline.options import Preparation
 from pipeline.resize import resize
@@ -17,13 +17,19 @@ from pipeline.splitter import Planes, Splitter
 MAX_ASPECT = 32  # of images whose aspect is kept
 
 
-def load(data: bytes, prep: Preparation) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def load(
+    data: bytes, prep: Preparation, shape: tuple[int, int, int] | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """The resized pixels (H, W, channels), and the image's own (width, height) in px.
 
-    BadImageError with the reason when the bytes hold no usable image. The own size is that of
-    the decoded image, which a draft may have reduced.
+    shape: `data` is no image file but pixels, (height, width, channels). BadImageError with the
+    reason when the bytes hold no usable image. The own size is that of the decoded image, which
+    a draft may have reduced.
     """
-    image = decode(data, prep.channels, prep.size)
+    if shape is None:
+        image = decode(data, prep.channels, prep.size)
+    else:
+        image = from_pixels(data, prep.channels, shape)
     width, height = image.size
     if prep.resize == "shortest" and max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImageError(f"{width}x{height} px is longer than {MAX_ASPECT}:1")

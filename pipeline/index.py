@@ -99,6 +99,17 @@ class RowReader:
                 yield batch.slice(start)
             start = max(0, start - len(batch))
 
+    def spread(self, count: int) -> pa.RecordBatch:
+        """About `count` rows: a few of each of some batches."""
+        total = self._file.num_record_batches
+        chosen = sorted({i * total // 16 for i in range(16)})
+        parts = []
+        for i in chosen:
+            batch = self._file.get_batch(i)
+            few = min(len(batch), -(-count // len(chosen)))
+            parts.append(batch.take(pa.array([j * len(batch) // few for j in range(few)])))
+        return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+
 
 class Scan:
     """The list that a source makes of its images: `Source.scan` fills it.
@@ -221,6 +232,10 @@ class Index:
     def batches(self, start: int = 0) -> Iterator[pa.RecordBatch]:
         """Rows from `start` on, in record batches."""
         return RowReader(self.path(self.folder)).batches(start)
+
+    def spread(self, count: int) -> pa.RecordBatch:
+        """About `count` rows from places all over the index."""
+        return RowReader(self.path(self.folder)).spread(count)
 
     def save(self) -> None:
         """Write the summary; the rows are there already. Until then there is no index."""

@@ -8,7 +8,7 @@ import numpy as np
 from pipeline import manifest
 from pipeline.beton import BetonReader
 from pipeline.errors import ConfigError
-from pipeline.splits import SPLITS
+from pipeline.index import SPLITS
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -121,6 +121,8 @@ def _directory_lines(found: dict[str, Any]) -> list[str]:
     ]
     for split in SPLITS:
         c = counts[split]
+        if split == "test" and not c["indexed"]:
+            continue
         text.append(
             f"{split:>6}: {c['indexed']:,} indexed = {c['written']:,} written + "
             f"{c['quarantined']:,} quarantined"

@@ -7,14 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline import __version__
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.options import Preparation
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "manifest.json"
 
 
@@ -40,11 +37,14 @@ class Manifest:
 
     preparation: Preparation
     tool_version: str
+    versions: dict[str, str]
     source: str
     layout: str
     fingerprint: str
+    origin: dict[str, list[int]]
     resize_filter: str
     classes: list[str]
+    class_names: list[str] | None
     counts: dict[str, dict[str, int]]
     psnr_db: float | None
     psnr_images: int
@@ -56,7 +56,7 @@ class Manifest:
 
     def shard(self, split: str, k: int) -> str:
         """Path of a shard within the directory."""
-        return f"{split}/shard_{k:02d}.beton"
+        return shard_name(split, k)
 
     def written(self, split: str) -> int:
         """Samples in each shard of a split."""
@@ -81,6 +81,11 @@ class Manifest:
             os.fsync(file.fileno())
         partial.rename(directory / NAME)
         sync_directory(directory)
+
+
+def shard_name(split: str, k: int) -> str:
+    """Path of a shard within its directory."""
+    return f"{split}/shard_{k:02d}.beton"
 
 
 def load(directory: Path) -> Manifest:
@@ -108,6 +113,10 @@ def _parse(path: Path, text: str) -> Manifest:
         schema = content.pop("schema")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedError(f"{path} is damaged: not the JSON that was written") from error
+    if isinstance(schema, int) and schema < SCHEMA:
+        raise ConfigError(
+            f"{path} has schema {schema}, from before version {__version__}: prepare it again"
+        )
     if not isinstance(schema, int) or schema > SCHEMA:
         raise ConfigError(
             f"{path} has schema {schema!r}, this version ({__version__}) reads up to {SCHEMA}: "
@@ -142,24 +151,3 @@ def sync_directory(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def unrotated_moments(
-    pixels: int,
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    step: float,
-    offset: NDArray[np.float64],
-    colour: NDArray[np.float64],
-) -> tuple[list[float], list[float]]:
-    """Mean and deviation per RGB channel in grey levels, from sums over one plane's integers.
-
-    first: (C,), second: (C, C); value = step·q + offset per rotated channel, rgb = Rᵀ·value.
-    """
-    if not pixels:
-        return [0.0] * len(first), [1.0] * len(first)
-    mean = first / pixels
-    covariance = second / pixels - np.outer(mean, mean)
-    rgb_mean = colour.T @ (step * mean + offset)
-    rgb_variance = np.diag(colour.T @ covariance @ colour) * step**2
-    return rgb_mean.tolist(), np.sqrt(np.maximum(rgb_variance, 0.0)).tolist()

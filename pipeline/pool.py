@@ -12,12 +12,13 @@ import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import connection, reduction
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from pipeline.errors import WorkerError
+from pipeline.index import Container
 from pipeline.options import Preparation
-from pipeline.sources import Source
 from pipeline.worker import Chunk, Task, work
 
 TASKS_A_WORKER = 2  # one at work, one waiting, so that workers do not wait for the writer
@@ -57,7 +58,14 @@ class _Worker:
 class Pool:
     """`workers` processes at work on one preparation. A context manager."""
 
-    def __init__(self, prep: Preparation, source: Source, workers: int, slot_bytes: int) -> None:
+    def __init__(
+        self,
+        prep: Preparation,
+        root: Path,
+        containers: list[Container],
+        workers: int,
+        slot_bytes: int,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._memory = SharedMemory(workers * SLOTS_A_WORKER, slot_bytes)
         self._slots = self._memory.open()
@@ -68,7 +76,7 @@ class Pool:
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(
-                target=work, args=(theirs, self._memory, prep, source), daemon=True
+                target=work, args=(theirs, self._memory, prep, root, containers), daemon=True
             )
             process.start()
             theirs.close()
@@ -128,11 +136,23 @@ class Pool:
             slot = self._free.pop()
             slot_of[task.number] = slot
             worker.tasks.append(task.number)
+            self._feed(task, slot)
             try:
                 worker.pipe.send((task, slot))
             except OSError as error:
                 raise self._died(worker) from error
         return True
+
+    def _feed(self, task: Task, slot: int) -> None:
+        """Put what the parent has read into the slot, where the answer will lie later."""
+        if task.data is None or sum(map(len, task.data)) > self._memory.slot_bytes:
+            return
+        at = slot * self._memory.slot_bytes
+        task.sizes = [len(data) for data in task.data]
+        for data in task.data:
+            self._slots[at : at + len(data)] = data
+            at += len(data)
+        task.data = None
 
     def _collect(self) -> Iterator[Chunk]:
         """Wait for answers; WorkerError when a worker died or met an error."""

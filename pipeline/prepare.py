@@ -6,26 +6,41 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline import manifest
-from pipeline.beton import PARTIAL
+from pipeline import __version__, manifest
 from pipeline.catalogue import catalogue
-from pipeline.errors import ConfigError, DamagedError, SourceError
+from pipeline.changes import changed_places, difference
+from pipeline.errors import ConfigError, DamagedError
+from pipeline.index import Index, Scan
+from pipeline.journal import Journal
 from pipeline.manifest import Manifest
 from pipeline.options import Preparation
 from pipeline.progress import Advance
-from pipeline.run import SAMPLES, Run
-from pipeline.sources import Index, Source, recognise
-from pipeline.splits import SPLITS, assign, warn_of_thin_splits
+from pipeline.run import Run
+from pipeline.sources import Source, recognise
+from pipeline.splits import assign, check_counts, refuse_unknown_choices
+from pipeline.statistics import conclude
 from pipeline.verify import quick_check
 
 log = logging.getLogger(__name__)
 
 GOOD_DB = 40.0
 MUCH_CLIPPED = 0.001
+JOURNAL = "journal"
+LOCK = ".lock"
 
 ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` has made. existed: whether it was there already."""
+
+    directory: Path
+    manifest: Manifest
+    existed: bool
 
 
 def prepare(
@@ -36,34 +51,120 @@ def prepare(
     workers: int,
     max_bad: int | None,
     progress: ProgressBar,
-) -> tuple[Path, Manifest, bool]:
-    """Write the shards of `source`. Returns (directory, manifest, whether it was there already).
+    overwrite: bool = False,
+) -> Prepared:
+    """Write the shards of `source`, or go on where an interrupted run left off.
 
     max_bad: quarantined images that are tolerated; None: 0.1 % of all, but at least 20.
+    overwrite: remove what is there first, finished or not.
     """
+    refuse_unknown_choices(prep)
     directory = prep.directory(out)
     _refuse_output_within(source, out)
-    if (directory / manifest.NAME).exists():
-        return directory, _finished(directory, prep, source), True
+    if (directory / manifest.NAME).exists() and not overwrite:
+        return Prepared(directory, _finished(directory, prep, source, progress), True)
     found = recognise(source)
-    index = assign(_checked(found.index(), found, prep), prep.calib, prep.limit)
     with _lock(directory), _naming(directory):
-        if (directory / manifest.NAME).exists():  # another run has finished since
-            return directory, _finished(directory, prep, source), True
-        _clear_unfinished(directory)
-        warn_of_thin_splits(index, prep.calib)
-        allowed = max(20, math.ceil(len(index.table) / 1000)) if max_bad is None else max_bad
-        run = Run(prep, found, index, directory, allowed)
-        with progress("prepare", len(index.table), "images") as advance:
-            result = run.write(workers, advance)
-        result.save(directory)
+        if overwrite:
+            _remove(directory)
+        existed = (directory / manifest.NAME).exists()  # another run may have finished since
+        if not existed:
+            result = _write(prep, found, directory, workers, max_bad, progress)
+            shutil.rmtree(directory / JOURNAL)
+    if existed:
+        return Prepared(directory, _finished(directory, prep, source, progress), True)
     _say_what_to_look_at(directory, result)
-    return directory, result, False
+    return Prepared(directory, result, False)
+
+
+def _write(
+    prep: Preparation,
+    source: Source,
+    directory: Path,
+    workers: int,
+    max_bad: int | None,
+    progress: ProgressBar,
+) -> Manifest:
+    index = _journalled(prep, source, directory, progress)
+    rows = index.summary.rows
+    allowed = max(20, math.ceil(rows / 1000)) if max_bad is None else max_bad
+    run = Run(prep, index, directory, directory / JOURNAL, allowed)
+    with progress("prepare", rows, "images") as advance:
+        run.write(workers, advance)
+    result = conclude(run, source.layout, _versions())
+    result.save(directory)
+    return result
+
+
+def _journalled(prep: Preparation, source: Source, directory: Path, progress: ProgressBar) -> Index:
+    """The index that an interrupted run was working on, or a new one."""
+    folder = directory / JOURNAL
+    header = {"preparation": asdict(prep), "source": str(source.root.resolve()),
+              "layout": source.layout, "versions": _versions()}  # fmt: skip
+    if (index := Index.load(folder, source.root)) is not None:
+        with _opened(folder / "header") as journal:
+            (started,) = journal.read()
+        if changes := difference(started, header):
+            raise ConfigError(
+                f"{directory} was begun otherwise: {changes}. Give the same options to go on, or "
+                "--overwrite to start over"
+            )
+        return _unchanged(index, prep, source, directory, progress)
+    _remove(directory)
+    folder.mkdir()
+    with _opened(folder / "header") as journal:
+        journal.append(header)
+    index = scan(prep, source, folder, progress)
+    check_counts(index, catalogue().get(prep.dataset), prep)
+    index.save()
+    return index
+
+
+def scan(prep: Preparation, source: Source, folder: Path, progress: ProgressBar) -> Index:
+    """List the images of a source and decide on their splits; the index is in `folder`."""
+    with progress("index", 0, "images") as advance:
+        listed = Scan(folder, source.root, advance)
+        source.scan(listed)
+        index = assign(listed, prep, folder)
+    listed.close()
+    return index
+
+
+def _unchanged(
+    index: Index, prep: Preparation, source: Source, directory: Path, progress: ProgressBar
+) -> Index:
+    """The index, if the source is still what it was when it was indexed."""
+    if not changed_places(source.root, index.summary.origin):
+        return index
+    again = directory / JOURNAL / "again"
+    with _fresh(again):
+        now = scan(prep, source, again, progress)
+        if now.summary.fingerprint != index.summary.fingerprint:
+            raise ConfigError(
+                f"{source.root} has changed since {directory} was begun from it: "
+                f"{_counted(index.summary.counts, now.summary.counts)}. Restore it to go on, or "
+                "--overwrite to start over"
+            )
+        for path in again.iterdir():
+            path.replace(directory / JOURNAL / path.name)
+    now.folder = directory / JOURNAL
+    now.save()
+    return now
+
+
+def _counted(then: dict[str, int], now: dict[str, int]) -> str:
+    def words(counts: dict[str, int]) -> str:
+        return ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+
+    same = " (the same numbers, other files or classes)" if then == now else ""
+    return f"{words(then)} then, {words(now)} now{same}"
 
 
 def _say_what_to_look_at(directory: Path, result: Manifest) -> None:
     if bad := sum(count["quarantined"] for count in result.counts.values()):
-        log.warning("%d images cannot be used; their reasons are in %s", bad, directory / SAMPLES)
+        log.warning(
+            "%d images cannot be used: `spectral inspect %s --bad` lists them", bad, directory
+        )
     if result.preparation.splits > 1 and result.psnr_db and result.psnr_db < GOOD_DB:
         log.warning(
             "PSNR is %.1f dB, below %g dB: a smaller --step than %g keeps more",
@@ -80,37 +181,6 @@ def _say_what_to_look_at(directory: Path, result: Manifest) -> None:
             )
 
 
-def _checked(index: Index, source: Source, prep: Preparation) -> Index:
-    """Warn of every count that differs from the catalogue; SourceError without images."""
-    if not len(index.table):
-        raise SourceError(f"{source.root}: no images in any of {len(index.classes)} classes")
-    spec = catalogue().get(prep.dataset)
-    if spec is None:
-        return index
-    if len(index.classes) != spec.classes:
-        log.warning(
-            "%s has %d classes, %s usually %d",
-            source.root,
-            len(index.classes),
-            spec.name,
-            spec.classes,
-        )
-    counts = {
-        row["values"]: row["counts"] for row in index.table["split"].value_counts().to_pylist()
-    }
-    for split, expected in spec.images.items():
-        if counts.get(split, 0) != expected:
-            log.warning(
-                "%s has %d images in %s, %s usually %d",
-                source.root,
-                counts.get(split, 0),
-                split,
-                spec.name,
-                expected,
-            )
-    return index
-
-
 def _refuse_output_within(source: Path, out: Path) -> None:
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise ConfigError(
@@ -119,32 +189,58 @@ def _refuse_output_within(source: Path, out: Path) -> None:
         )
 
 
-def _finished(directory: Path, prep: Preparation, source: Path) -> Manifest:
+def _finished(directory: Path, prep: Preparation, source: Path, progress: ProgressBar) -> Manifest:
     """The manifest of what is there already; an error if it is not what was asked for."""
     found = manifest.load(directory)
-    if found.preparation != prep:
-        raise ConfigError(f"{directory} holds another preparation: {found.preparation}")
-    if source.resolve() != Path(found.source):
+    then = {"preparation": asdict(found.preparation), "source": found.source}
+    asked = {"preparation": asdict(prep), "source": str(source.resolve())}
+    if changes := difference(then, asked):
         raise ConfigError(
-            f"{directory} was made from {found.source}, not from {source.resolve()}: choose "
-            "another --out or another dataset name, or remove the directory first"
+            f"{directory} is finished and was made otherwise: {changes}. Choose another --out or "
+            "another dataset name, or --overwrite"
         )
-    if source.exists():
-        _refuse_changed_source(directory, found, source)
+    if source.exists() and changed_places(source, found.origin):
+        _refuse_changed_source(directory, found, source, progress)
     if damaged := quick_check(directory, found):
-        raise DamagedError(f"{'; '.join(damaged)}: remove {directory} to prepare it again")
+        raise DamagedError(f"{'; '.join(damaged)}: --overwrite prepares it again")
+    if (directory / JOURNAL).exists():  # a run was killed in its very last moment
+        with _lock(directory):
+            shutil.rmtree(directory / JOURNAL, ignore_errors=True)
     return found
 
 
-def _refuse_changed_source(directory: Path, found: Manifest, source: Path) -> None:
-    prep = found.preparation
-    index = assign(recognise(source).index(), prep.calib, prep.limit)
-    if index.fingerprint() != found.fingerprint:
-        then = sum(count["indexed"] for count in found.counts.values())
+def _refuse_changed_source(
+    directory: Path, found: Manifest, source: Path, progress: ProgressBar
+) -> None:
+    """Dates differ: look whether the images do."""
+    with _lock(directory), _fresh(directory / JOURNAL) as folder:
+        now = scan(found.preparation, recognise(source), folder, progress).summary
+    if now.fingerprint != found.fingerprint:
+        then = {split: count["indexed"] for split, count in found.counts.items()}
         raise ConfigError(
-            f"{source} has changed since {directory} was made from it ({then} images then, "
-            f"{len(index.table)} now): remove the directory to prepare it again"
+            f"{source} has changed since {directory} was made from it: "
+            f"{_counted(then, now.counts)}. --overwrite prepares it again"
         )
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """An empty folder that is removed at the end."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Journal]:
+    journal = Journal(path)
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
 @contextmanager
@@ -162,7 +258,7 @@ def _naming(directory: Path) -> Iterator[None]:
 def _lock(directory: Path) -> Iterator[None]:
     """Hold `directory` against a second run; a crash releases it."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
+    with (directory / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -170,10 +266,22 @@ def _lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def _clear_unfinished(directory: Path) -> None:
-    """Remove what an interrupted run left; without a manifest nothing there is final."""
-    for split in SPLITS:
-        if (directory / split).is_dir():
-            log.info("%s/%s is left from an interrupted run: starting over", directory, split)
-            shutil.rmtree(directory / split)
-    (directory / (SAMPLES + PARTIAL)).unlink(missing_ok=True)
+def _remove(directory: Path) -> None:
+    """Remove what a run has written, the manifest first: without it nothing is final."""
+    for name in (manifest.NAME, JOURNAL):
+        path = directory / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in directory.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _versions() -> dict[str, str]:
+    """What decides on the bytes of a shard, beside the options."""
+    import PIL
+    import zstandard
+    from PIL import features
+
+    libraries = {name: str(features.version(name)) for name in ("libjpeg_turbo", "webp")}
+    zstd = ".".join(map(str, zstandard.ZSTD_VERSION))
+    return {"spectral": __version__, "pillow": PIL.__version__, "zstd": zstd, **libraries}

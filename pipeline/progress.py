@@ -11,7 +11,10 @@ PLAIN_EVERY = 10.0  # seconds between plain lines
 
 @contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
-    """Yields advance(count, note): `count` more of `total` are done, `note` is shown."""
+    """Yields advance(count, note): `count` more of `total` are done, `note` is shown.
+
+    total: 0 where it is not known.
+    """
     with _bar(what, total, unit) if sys.stdout.isatty() else _lines(what, total, unit) as advance:
         yield advance
 
@@ -29,7 +32,7 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
     )
     started = time.monotonic()
     with rich.Progress(*columns) as bars:
-        task = bars.add_task(what, total=total, rate="", note="")
+        task = bars.add_task(what, total=total or None, rate="", note="")
 
         def advance(count: int, note: str = "") -> None:
             bars.update(task, advance=count, note=note)
@@ -44,11 +47,13 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
 def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
     started = last = time.monotonic()
     done = 0
+    of = f"/{total}" if total else ""
 
     def line(note: str) -> str:
         seconds = max(time.monotonic() - started, 1e-9)
-        left = (total - done) * seconds / max(done, 1)
-        text = f"{what}: {done}/{total} {unit}, {done / seconds:,.0f} {unit}/s, {left:.0f} s left"
+        text = f"{what}: {done}{of} {unit}, {done / seconds:,.0f} {unit}/s"
+        if total:
+            text += f", {(total - done) * seconds / max(done, 1):.0f} s left"
         return f"{text}, {note}" if note else text
 
     def advance(count: int, note: str = "") -> None:
@@ -59,4 +64,4 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
             print(line(note), flush=True)
 
     yield advance
-    print(f"{what}: {done}/{total} {unit} in {time.monotonic() - started:.1f} s", flush=True)
+    print(f"{what}: {done}{of} {unit} in {time.monotonic() - started:.1f} s", flush=True)

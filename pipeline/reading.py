@@ -70,6 +70,7 @@ class Feeder:
         self.root, self.containers, self.folder = root, containers, folder
         self._file = -1
         self._read: ReadPlace
+        self.needed = any(container.kind in FED for container in containers)
 
     def feeds(self, place: Place) -> bool:
         """Whether it is for the feeder to read this."""

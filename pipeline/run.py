@@ -1,241 +1,294 @@
-"""An index and a preparation in; shards and samples.parquet written, the manifest out."""
+"""An index and a preparation in; shards and samples.parquet written, the manifest out.
 
-import math
-import os
+The images are read once, in the order of the index; each goes to the shards of its split.
+Every COMMIT_SECONDS all that was written is brought to the disk and noted in the journal;
+a run that was interrupted, however rudely, goes on from the last note, so that at most
+that much work and what had not yet reached the disk is done again. Bytes do not depend
+on interruptions, nor on the number of workers.
+"""
+
+import logging
+import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from pipeline import __version__, manifest
-from pipeline.beton import PARTIAL, digest, image_field
-from pipeline.beton_writer import BetonWriter, Written
+from pipeline import manifest, samples
+from pipeline.beton import digest, image_field
+from pipeline.beton_writer import BetonWriter, Mark, publish
 from pipeline.errors import SourceError
-from pipeline.manifest import Manifest, Plane, unrotated_moments
+from pipeline.index import SPLITS, Index
+from pipeline.journal import Journal, Record
 from pipeline.options import Preparation
 from pipeline.pool import Pool
 from pipeline.progress import Advance
-from pipeline.resize import FILTER
-from pipeline.sources import Index, Source
-from pipeline.splits import SPLITS
-from pipeline.splitter import Splitter
-from pipeline.worker import Chunk, Errors, Moments, Task
+from pipeline.samples import Outcomes
+from pipeline.tally import SHOWN_BAD, Tally
+from pipeline.tasks import Part, chunk_images, probe, slot_bytes, tasks
+from pipeline.worker import Chunk, Task
 
-CHUNK_BYTES = 8 << 20  # of pixels that one task decodes
-CHUNK_IMAGES = 256
-PSNR_IMAGES = 200  # about so many, spread over the index, measure the quality
-SAMPLES = "samples.parquet"
-SAMPLES_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("split", pa.string()),
-        ("label", pa.int32()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
-
-
-def _chunk_images(prep: Preparation) -> int:
-    return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (prep.size * prep.size * prep.channels)))
-
-
-def _slot_bytes(prep: Preparation) -> int:
-    """Room for the payloads of a chunk: pixels, what a codec may add, and for `shortest`
-    twice as much; a chunk that needs more travels through the pipe.
-    """
-    pixels = prep.size * prep.size * prep.channels * _chunk_images(prep)
-    overhead = 1024 * _chunk_images(prep) * prep.splits
-    return (2 if prep.resize == "shortest" else 1) * (pixels + pixels // 128) + overhead
+COMMIT_SECONDS = 2.0
+Writers = dict[str, list[BetonWriter]]  # by split, then by plane
+log = logging.getLogger(__name__)
 
 
 class Run:
-    """One run: its writers, and what it adds up."""
+    """One run, from where the journal in `work` says that the last one was."""
 
     def __init__(
-        self, prep: Preparation, source: Source, index: Index, directory: Path, max_bad: int
+        self, prep: Preparation, index: Index, directory: Path, work: Path, max_bad: int
     ) -> None:
-        self.prep, self.source, self.index = prep, source, index
-        self.directory, self.max_bad = directory, max_bad
-        self.bad: list[tuple[str, str]] = []
-        self.counts = {s: {"indexed": 0, "written": 0, "quarantined": 0} for s in SPLITS}
-        self.moments = Moments.zero(prep)
-        self.train_moments = Moments.zero(prep)
-        self.errors = Errors(0, 0.0, np.zeros(prep.splits))
-        self.measured = 0
-        self.files: dict[str, dict[str, Any]] = {}
-        self.payload_bytes = np.zeros(prep.splits, np.int64)
+        self.prep, self.index, self.directory, self.work = prep, index, directory, work
+        self.max_bad = max_bad
+        self.tally = Tally.zero(prep)
+        self.reasons: dict[int, str] = {}
+        self.files: dict[str, dict[str, int | str]] = {}
+        self._new_reasons: list[tuple[int, str]] = []
+        self._marks: dict[str, list[Mark]] = {}
 
-    def write(self, workers: int, advance: Advance) -> Manifest:
-        """All shards, then samples.parquet; the manifest is returned, not yet saved."""
-        partial = self.directory / (SAMPLES + PARTIAL)
-        chunks = -(-len(self.index.table) // _chunk_images(self.prep))
-        with (
-            Pool(self.prep, self.source, min(workers, chunks), _slot_bytes(self.prep)) as pool,
-            pq.ParquetWriter(partial, SAMPLES_SCHEMA, compression="zstd") as samples,
-        ):
-            for split in SPLITS:
-                rows = self.index.table.filter(pc.equal(self.index.table["split"], split))
-                if len(rows):
-                    self._write_split(split, rows, pool, samples, advance)
-        self._finish_samples(partial)
-        return self._manifest()
+    def write(self, workers: int, advance: Advance) -> None:
+        """All shards, then samples.parquet; all under their final names."""
+        with closing(Journal(self.work / "commits.jsonl")) as journal:
+            for record in journal.read():
+                self._recall(record)
+            if self.tally.rows:
+                log.info("resuming after %d of %d images", self.tally.rows, self.index.summary.rows)
+                advance(self.tally.rows, "")
+            outcomes = Outcomes(self.work / "outcomes", self.tally.rows)
+            with closing(outcomes):
+                if not self.files:
+                    self._write_shards(workers, journal, outcomes, advance)
+                for name in self.files:
+                    publish(self.directory / name)
+                self._write_samples(outcomes)
+        for split in self._splits():
+            manifest.sync_directory(self.directory / split)
 
-    def _write_split(
-        self, split: str, rows: pa.Table, pool: Pool, samples: Any, advance: Advance
+    def _recall(self, record: Record) -> None:
+        """Take in a record of the journal."""
+        if "files" in record:
+            self.files = record["files"]
+            return
+        self.tally = Tally.from_json(record["tally"])
+        self.reasons.update((row, reason) for row, reason in record["reasons"])
+        for split, marks in record["marks"].items():
+            known = self._marks.setdefault(split, [Mark() for _ in range(self.prep.splits)])
+            for mark, (count, payload, at, pages) in zip(known, marks, strict=True):
+                mark.samples, mark.payload_bytes, mark.at = count, payload, at
+                mark.pages += pages
+
+    def _splits(self) -> list[str]:
+        return [split for split in SPLITS if self.index.summary.counts[split]]
+
+    def _write_shards(
+        self, workers: int, journal: Journal, outcomes: Outcomes, advance: Advance
     ) -> None:
-        folder = self.directory / split
-        folder.mkdir()
-        field = image_field(self.prep)
-        paths = [folder / f"shard_{k:02d}.beton" for k in range(self.prep.splits)]
-        size = _chunk_images(self.prep)
+        left = self.index.summary.rows - self.tally.rows
+        size = chunk_images(self.prep, left, workers)
         with ExitStack() as stack:
-            writers = [
-                stack.enter_context(closing(BetonWriter(path, field, len(rows)))) for path in paths
-            ]
-            for chunk, payload in pool.run(self._tasks(rows)):
-                part = rows.slice(chunk.number * size, size)
-                self._append(writers, chunk, payload, part["label"].to_numpy())
-                samples.write_table(_sample_rows(part, chunk))
-                self._count(split, part, chunk)
-                advance(len(part), f"{len(self.bad)} bad")
+            writers = {split: self._writers(split, stack) for split in self._splits()}
+            commits = stack.enter_context(closing(_Commits(self, journal, writers, outcomes)))
+            if left:
+                pool = stack.enter_context(self._pool(min(workers, -(-left // size)), size))
+                self._check_space(pool)
+                self._write_chunks(pool, size, writers, outcomes, commits, advance)
             self._refuse_nothing_written()
-            for path, writer in zip(paths, writers, strict=True):
-                self._record(path, writer.finish())
-        manifest.sync_directory(folder)
+            commits.last()
+            files = {
+                self._name(split, k): vars(writer.finish())
+                for split, row in writers.items()
+                for k, writer in enumerate(row)
+            }
+        journal.append({"files": files})
+        self.files = files
 
-    def _tasks(self, rows: pa.Table) -> Iterator[Task]:
-        """Chunks of a split; every so-many-th image of the whole index is measured."""
-        size = _chunk_images(self.prep)
-        every = max(1, len(self.index.table) // PSNR_IMAGES)
-        for number, start in enumerate(range(0, len(rows), size)):
-            ids = rows["id"].slice(start, size).to_pylist()
-            yield Task(number, ids, [(start + i) % every == 0 for i in range(len(ids))])
+    def _writers(self, split: str, stack: ExitStack) -> list[BetonWriter]:
+        (self.directory / split).mkdir(exist_ok=True)
+        field, rows = image_field(self.prep), self.index.summary.counts[split]
+        marks = self._marks.get(split, [None] * self.prep.splits)
+        return [
+            stack.enter_context(
+                closing(BetonWriter(self.directory / self._name(split, k), field, rows, mark))
+            )
+            for k, mark in enumerate(marks)
+        ]
 
-    def _append(
+    def _pool(self, workers: int, size: int) -> Pool:
+        summary = self.index.summary
+        room = slot_bytes(self.prep, size)
+        return Pool(self.prep, self.index.root, summary.containers, workers, room)
+
+    def _name(self, split: str, k: int) -> str:
+        return manifest.shard_name(split, k)
+
+    def _check_space(self, pool: Pool) -> None:
+        """Reckon from a few images what the shards will take; SourceError if it cannot fit."""
+        for chunk, _ in pool.run([probe(self.index, self.prep, self.work, self.tally.rows)]):
+            stored = chunk.sizes.shape[1]
+            if not stored:
+                return
+            image = float(chunk.sizes.sum()) / stored
+            rows = self.index.summary.rows
+            row_bytes = image_field(self.prep).row.itemsize * self.prep.splits
+            total = (image + row_bytes) * rows
+            left = image * (rows - self.tally.rows) + row_bytes * (rows - self.tally.written)
+            free = shutil.disk_usage(self.directory).free
+            log.info(
+                "about %s of shards (%.0f bytes a sample and plane); %s free",
+                readable(total), image / self.prep.splits, readable(free),
+            )  # fmt: skip
+            if left > 1.05 * free:
+                raise SourceError(
+                    f"{self.directory}: the shards need about {readable(left)} more, but only "
+                    f"{readable(free)} is free: choose another --out, or free some space"
+                )
+
+    def _write_chunks(
         self,
-        writers: list[BetonWriter],
-        chunk: Chunk,
-        payload: memoryview,
-        labels: NDArray[np.int32],
+        pool: Pool,
+        size: int,
+        writers: Writers,
+        outcomes: Outcomes,
+        commits: "_Commits",
+        advance: Advance,
     ) -> None:
+        parts: dict[int, Part] = {}
+        work = tasks(self.index, self.prep, self.work, self.tally.rows, size)
+
+        def noted() -> Iterator[Task]:
+            for task, part in work:
+                parts[task.number] = part
+                yield task
+
+        with closing(work):
+            for chunk, payload in pool.run(noted()):
+                self._take(chunk, parts.pop(chunk.number), payload, writers, outcomes)
+                commits.maybe()
+                advance(len(chunk.reasons), self._note())
+
+    def _take(
+        self, chunk: Chunk, part: Part, payload: memoryview, writers: Writers, outcomes: Outcomes
+    ) -> None:
+        """Write what a worker made of a part, and note what became of it."""
         stored = np.array([reason is None for reason in chunk.reasons])
         payload = memoryview(chunk.inline) if chunk.inline is not None else payload
-        start = 0
-        for writer, sizes in zip(writers, chunk.sizes, strict=True):
-            size = int(sizes.sum())
-            writer.append(payload[start : start + size], sizes, labels[stored], chunk.stored_shapes)
-            start += size
+        splits, labels = part.splits[stored], part.labels[stored]
+        ends = np.searchsorted(splits, range(len(SPLITS) + 1)).tolist()
+        at = 0
+        for k, sizes in enumerate(chunk.sizes):
+            for code, (first, end) in enumerate(pairwise(ends)):
+                if first < end:
+                    size = int(sizes[first:end].sum())
+                    writers[SPLITS[code]][k].append(
+                        payload[at : at + size],
+                        sizes[first:end],
+                        labels[first:end],
+                        chunk.stored_shapes[first:end],
+                    )
+                    at += size
+        shapes = np.empty_like(chunk.shapes)
+        shapes[part.order] = chunk.shapes
+        outcomes.append(shapes)
+        self._note_bad(chunk, part)
+        self.tally.add(chunk, [SPLITS[code] for code in part.splits.tolist()])
+        self._refuse_too_many_bad()
 
-    def _count(self, split: str, part: pa.Table, chunk: Chunk) -> None:
-        for sample, reason in zip(part["id"].to_pylist(), chunk.reasons, strict=True):
+    def _note_bad(self, chunk: Chunk, part: Part) -> None:
+        for place, reason in sorted(zip(part.order.tolist(), chunk.reasons, strict=True)):
             if reason is not None:
-                self.bad.append((sample, reason))
-        if len(self.bad) > self.max_bad:
-            shown = "; ".join(f"{sample}: {reason}" for sample, reason in self.bad[:5])
+                self._new_reasons.append((self.tally.rows + place, reason))
+                if len(self.tally.first_bad) < SHOWN_BAD:
+                    self.tally.first_bad.append((part.rows["id"][place].as_py(), reason))
+
+    def _refuse_too_many_bad(self) -> None:
+        if self.tally.bad > self.max_bad:
+            shown = "; ".join(f"{sample}: {reason}" for sample, reason in self.tally.first_bad)
             raise SourceError(
-                f"{len(self.bad)} images cannot be used, more than --max-bad {self.max_bad}: "
-                f"{shown}{'; …' if len(self.bad) > 5 else ''}"
+                f"{self.tally.bad} images cannot be used, more than --max-bad {self.max_bad}: "
+                f"{shown}{'; …' if self.tally.bad > SHOWN_BAD else ''}"
             )
-        bad = sum(reason is not None for reason in chunk.reasons)
-        counts = self.counts[split]
-        counts["indexed"] += len(part)
-        counts["quarantined"] += bad
-        counts["written"] += len(part) - bad
-        self.moments.add(chunk.moments)
-        if split == "train":
-            self.train_moments.add(chunk.moments)
-        self.errors.add(chunk.errors)
-        self.measured += chunk.measured
-
-    def _record(self, path: Path, written: Written) -> None:
-        name = path.relative_to(self.directory).as_posix()
-        self.files[name] = {"size": written.size, "digest": written.digest}
-        self.payload_bytes[int(path.stem.removeprefix("shard_"))] += written.payload_bytes
-
-    def _finish_samples(self, partial: Path) -> None:
-        path = self.directory / SAMPLES
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        self.files[SAMPLES] = {"size": partial.stat().st_size, "digest": digest(partial)}
-        partial.rename(path)
-
-    def _manifest(self) -> Manifest:
-        prep = self.prep
-        splitter = Splitter(prep) if prep.splits > 1 else None
-        return Manifest(
-            preparation=prep,
-            tool_version=__version__,
-            source=str(self.source.root.resolve()),
-            layout=self.source.layout,
-            fingerprint=self.index.fingerprint(),
-            resize_filter=FILTER.name.lower(),
-            classes=list(self.index.classes),
-            counts=self.counts,
-            psnr_db=psnr(self.errors.image, self.errors.values),
-            psnr_images=self.measured,
-            colour=splitter.colour.tolist() if splitter else np.eye(prep.channels).tolist(),
-            matrix=splitter.matrix.tolist() if splitter else [[1.0]],
-            planes=[self._plane(k, splitter) for k in range(prep.splits)],
-            files=dict(sorted(self.files.items())),
-        )
 
     def _refuse_nothing_written(self) -> None:
-        if not self.counts["train"]["written"]:
-            sample, reason = self.bad[0]
-            raise SourceError(f"no image of train can be used; {sample}: {reason}")
+        if not self.tally.written:
+            sample, reason = self.tally.first_bad[0]
+            raise SourceError(f"no image can be used; {sample}: {reason}")
 
-    def _plane(self, k: int, splitter: Splitter | None) -> Plane:
-        channels = self.prep.channels
-        step = float(splitter.steps[k]) if splitter else 1.0
-        offset = splitter.offsets[k] if splitter else np.zeros(channels)
-        colour = splitter.colour if splitter else np.eye(channels)
-        train = self.train_moments
-        mean, std = unrotated_moments(
-            train.pixels, train.first[k], train.second[k], step, offset, colour
-        )
-        values = max(1, self.moments.pixels * channels)
-        stored = sum(count["written"] for count in self.counts.values())
-        return Plane(
-            k=k,
-            step=step,
-            offset=offset.tolist(),
-            clipped=int(self.moments.clipped[k]) / values,
-            mean=mean,
-            std=std,
-            bytes_per_sample=int(self.payload_bytes[k]) / stored,
-            psnr_db=psnr(float(self.errors.planes[k]), self.errors.values // self.prep.splits),
-        )
+    def _note(self) -> str:
+        """For the progress line."""
+        payload = sum(mark.payload_bytes for row in self._marks.values() for mark in row)
+        free = shutil.disk_usage(self.directory).free
+        return f"{self.tally.bad} bad, {readable(payload)} written, {readable(free)} free"
 
+    def record(self, writers: Writers) -> Record:
+        """What the journal keeps of the state that the writers are in."""
+        marks = {split: [writer.mark() for writer in row] for split, row in writers.items()}
+        self._marks = marks
+        self.reasons.update(self._new_reasons)
+        new, self._new_reasons = self._new_reasons, []
+        return {
+            "tally": self.tally.to_json(),
+            "reasons": new,
+            "marks": {
+                split: [[m.samples, m.payload_bytes, m.at, m.pages] for m in row]
+                for split, row in marks.items()
+            },
+        }
 
-def _sample_rows(part: pa.Table, chunk: Chunk) -> pa.Table:
-    status = ["written" if reason is None else "quarantined" for reason in chunk.reasons]
-    return pa.table(
-        {
-            "id": part["id"],
-            "split": part["split"],
-            "label": part["label"],
-            "width": chunk.shapes[:, 0],
-            "height": chunk.shapes[:, 1],
-            "status": status,
-            "reason": pa.array(chunk.reasons, pa.string()),
-        },
-        schema=SAMPLES_SCHEMA,
-    )
+    def _write_samples(self, outcomes: Outcomes) -> None:
+        partial = samples.write(self.directory, self.index, outcomes, self.reasons)
+        size = partial.stat().st_size
+        self.files[samples.NAME] = {"size": size, "digest": digest(partial)}
+        publish(self.directory / samples.NAME)
 
 
-def psnr(squares: float, values: int) -> float | None:
-    """Peak signal-to-noise ratio in dB of a sum of squared errors over `values` values, peak
-    255: pooled, one mean over all of them. None without values or without error.
-    """
-    if not values or not squares:
-        return None
-    return 10 * math.log10(255.0**2 * values / squares)
+class _Commits:
+    """Brings what was written to the disk now and then, in a thread, and notes it."""
+
+    def __init__(self, run: Run, journal: Journal, writers: Writers, outcomes: Outcomes) -> None:
+        self._run, self._journal, self._writers, self._outcomes = run, journal, writers, outcomes
+        self._thread = ThreadPoolExecutor(1)
+        self._doing: Future[None] | None = None
+        self._last = time.monotonic()
+
+    def maybe(self) -> None:
+        """If the last commit is done and some time has passed."""
+        if time.monotonic() - self._last < COMMIT_SECONDS:
+            return
+        if self._doing is None or self._doing.done():
+            self._settle()
+            self._doing = self._thread.submit(self._commit, self._run.record(self._writers))
+
+    def last(self) -> None:
+        """All that was written, now."""
+        self._settle()
+        self._commit(self._run.record(self._writers))
+
+    def close(self) -> None:
+        """No more commits."""
+        self._thread.shutdown()
+
+    def _settle(self) -> None:
+        if self._doing is not None:
+            self._doing.result()
+        self._doing, self._last = None, time.monotonic()
+
+    def _commit(self, record: Record) -> None:
+        for row in self._writers.values():
+            for writer in row:
+                writer.sync()
+        self._outcomes.sync()
+        self._journal.append(record)
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"

@@ -5,20 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline import manifest
+from pipeline import manifest, samples
 from pipeline.beton import BetonReader
 from pipeline.codec import decode_plane, decode_whole
 from pipeline.errors import BadImageError, SourceError
 from pipeline.imaging import load
+from pipeline.index import SPLITS, Container
 from pipeline.manifest import Manifest
-from pipeline.run import SAMPLES, psnr
-from pipeline.sources import recognise
-from pipeline.splits import SPLITS
+from pipeline.reading import FED, Feeder, Place, Reader
 from pipeline.splitter import Splitter
+from pipeline.statistics import psnr
+from pipeline.worker import ERROR_UNIT
 
 DIFFERENCE_GAIN = 16
 PLANE_GAIN = 8  # of the planes other than 0, whose values are small
@@ -34,7 +33,7 @@ class Row:
     original: NDArray[np.uint8] | None
 
 
-def draw(directory: Path, target: Path, samples: int = 4) -> None:
+def draw(directory: Path, target: Path, count: int = 4) -> None:
     """Write the sheet of some samples, spread over the largest split."""
     import matplotlib
 
@@ -42,7 +41,7 @@ def draw(directory: Path, target: Path, samples: int = 4) -> None:
     import matplotlib.pyplot as plt
 
     found = manifest.load(directory)  # an error for a beton: a sheet needs all planes
-    rows = _rows(directory, found, samples)
+    rows = _rows(directory, found, count)
     titles = [
         "original",
         "rebuilt",
@@ -78,7 +77,7 @@ def _rebuilt_title(row: Row) -> str:
     if row.original is None:
         return "rebuilt (the source is not there to compare)"
     delta = row.rebuilt.astype(np.float64) - row.original
-    quality = psnr(float((delta * delta).sum()), delta.size)
+    quality = psnr(int((delta * delta).sum()) * ERROR_UNIT, delta.size)
     return "rebuilt, " + ("exact" if quality is None else f"{quality:.1f} dB")
 
 
@@ -87,15 +86,22 @@ def _rows(directory: Path, found: Manifest, count: int) -> list[Row]:
     split = max(SPLITS, key=found.written)
     readers = [BetonReader(directory / found.shard(split, k)) for k in range(prep.splits)]
     chosen = np.linspace(0, readers[0].samples - 1, min(count, readers[0].samples)).astype(int)
-    table = pq.read_table(directory / SAMPLES, columns=["id", "split", "status"])
-    stored = pc.and_(pc.equal(table["split"], split), pc.equal(table["status"], "written"))
-    ids = table["id"].filter(stored)
-    return [_row(found, readers, i, ids[i].as_py()) for i in chosen.tolist()]
+    places = samples.places(directory, split, chosen.tolist())
+    containers = samples.containers(directory)
+    return [
+        _row(found, readers, i, name, _original(found, place, containers))
+        for i, (name, place) in zip(chosen.tolist(), places, strict=True)
+    ]
 
 
-def _row(found: Manifest, readers: list[BetonReader], i: int, name: str) -> Row:
+def _row(
+    found: Manifest,
+    readers: list[BetonReader],
+    i: int,
+    name: str,
+    original: NDArray[np.uint8] | None,
+) -> Row:
     prep = found.preparation
-    original = _original(found, name)
     if prep.splits == 1:
         stored = decode_whole(readers[0].payload(i), prep.codec, readers[0].shape(i))
         return Row(name, _rgb(stored), None, original)
@@ -104,11 +110,18 @@ def _row(found: Manifest, readers: list[BetonReader], i: int, name: str) -> Row:
     return Row(name, _rgb(splitter.rebuild(planes)), _mosaic(splitter, planes), original)
 
 
-def _original(found: Manifest, name: str) -> NDArray[np.uint8] | None:
-    """The source image, resized; None if the source has gone."""
+def _original(
+    found: Manifest, place: Place, containers: list[Container]
+) -> NDArray[np.uint8] | None:
+    """The source image, resized; None if the source has gone, or is a gzip stream: to find one
+    image in it all before would have to be read again.
+    """
+    root, container = Path(found.source), containers[place.file]
+    reader = Feeder(root, containers, root) if container.kind in FED else Reader(root, containers)
+    if container.kind == "gzip":
+        return None
     try:
-        source = recognise(Path(found.source))
-        return _rgb(load(source.read(name), found.preparation)[0])
+        return _rgb(load(reader.read(place), found.preparation, container.shape)[0])
     except (SourceError, OSError, BadImageError):
         return None
 

@@ -25,7 +25,7 @@ def unit_hash(sample_id: str, salt: str = "") -> float:
 
 
 def assign(scan: Scan, prep: Preparation, folder: Path) -> Index:
-    """Decide on every listed image, in the order of the list, and write the index to `folder`.
+    """Decide on every listed image, in the order of the list, and write the rows to `folder`.
 
     In this order: classes that the data set's rule leaves out, val by the rule (21K-P: the first
     50 by sorted name of each class with more than 500 images), val as test and another val from
@@ -49,9 +49,7 @@ def assign(scan: Scan, prep: Preparation, folder: Path) -> Index:
     summary.rows = sum(summary.counts.values())
     summary.fingerprint = fingerprint.hexdigest()
     warn_of_thin_splits(present, summary.classes, prep)
-    index = Index(folder, scan.root, summary)
-    index.save()
-    return index
+    return Index(folder, scan.root, summary)
 
 
 class _Chooser:
@@ -187,8 +185,8 @@ def warn_of_thin_splits(present: NDArray[np.bool_], classes: list[str], prep: Pr
         elif code == CALIB and len(missing) == len(classes):
             if prep.calib:
                 log.warning(
-                    "calib is empty (--calib %g of so few images): fusion weights cannot be fitted; "
-                    "a larger --calib gives it some",
+                    "calib is empty (--calib %g of so few images): fusion weights cannot be "
+                    "fitted; a larger --calib gives it some",
                     prep.calib,
                 )
         elif missing:

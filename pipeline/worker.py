@@ -6,7 +6,9 @@ there, only sizes and sums are pickled.
 
 import traceback
 from dataclasses import dataclass
+from itertools import accumulate
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,24 +18,33 @@ from numpy.typing import NDArray
 from pipeline.codec import decode_whole, encoder
 from pipeline.errors import BadImageError, SpectralError, describe
 from pipeline.imaging import load
+from pipeline.index import Container
 from pipeline.kernels.moments import add_moments
 from pipeline.options import Preparation
-from pipeline.sources import Source
+from pipeline.reading import Place, Reader
 from pipeline.splitter import Splitter
 
+ERROR_UNIT = 1 << 20
 
-@dataclass(frozen=True)
+
+@dataclass
 class Task:
-    """Samples to work on. `measured`: whether to measure the PSNR of each, (m,)."""
+    """Samples to work on. `measured`: whether to measure the PSNR of each. train: so many of them,
+    the first ones, belong to the split train. data: the bytes of each, where the parent has read
+    them; they travel in shared memory where there is room, and `sizes` says how long each is.
+    """
 
     number: int
-    ids: list[str]
+    places: list[Place]
     measured: list[bool]
+    train: int
+    data: list[bytes] | None = None
+    sizes: list[int] | None = None
 
 
 @dataclass
 class Moments:
-    """Exact sums over the samples of a chunk; they add up in any order (N planes, C channels)."""
+    """Exact sums over samples; they add up in any order (N planes, C channels)."""
 
     pixels: int
     first: NDArray[np.int64]
@@ -58,14 +69,24 @@ class Moments:
 
 @dataclass
 class Errors:
-    """Squared errors of the measured samples: of the rebuilt image, and plane by plane (N,)."""
+    """Squared errors of the measured samples: of the rebuilt image, and plane by plane (N,).
 
+    Integers, in units of 1/ERROR_UNIT squared grey levels, so that they add up in any order.
+    """
+
+    samples: int
     values: int
-    image: float
-    planes: NDArray[np.float64]
+    image: int
+    planes: NDArray[np.int64]
+
+    @classmethod
+    def zero(cls, prep: Preparation) -> "Errors":
+        """Nothing measured yet."""
+        return cls(0, 0, 0, np.zeros(prep.splits, np.int64))
 
     def add(self, other: "Errors") -> None:
-        """Add `other` to this. Float sums: the order must be that of the samples."""
+        """Add `other` to this."""
+        self.samples += other.samples
         self.values += other.values
         self.image += other.image
         self.planes += other.planes
@@ -82,17 +103,17 @@ class Chunk:
     shapes: NDArray[np.int32]
     sizes: NDArray[np.uint32]
     stored_shapes: NDArray[np.int32]
-    moments: Moments
+    train: Moments
+    rest: Moments
     errors: Errors
-    measured: int
     inline: bytes | None = None
 
 
 class Processor:
     """Everything a worker needs for one preparation."""
 
-    def __init__(self, prep: Preparation, source: Source) -> None:
-        self.prep, self.source = prep, source
+    def __init__(self, prep: Preparation, reader: Reader) -> None:
+        self.prep, self.reader = prep, reader
         self.encode = encoder(prep)
         self.splitter = Splitter(prep) if prep.splits > 1 else None
         self.planes = self.splitter.empty() if self.splitter else None
@@ -101,15 +122,14 @@ class Processor:
         """The chunk, and the payloads of each plane."""
         prep = self.prep
         payloads: list[list[bytes]] = [[] for _ in range(prep.splits)]
-        moments = Moments.zero(prep)
-        errors = Errors(0, 0.0, np.zeros(prep.splits))
-        shapes = np.zeros((len(task.ids), 2), np.int32)
+        train, rest, errors = Moments.zero(prep), Moments.zero(prep), Errors.zero(prep)
+        shapes = np.zeros((len(task.places), 2), np.int32)
         reasons: list[str | None] = []
         stored_shapes = []
-        count = 0
-        for i, (sample, measured) in enumerate(zip(task.ids, task.measured, strict=True)):
+        for i, (place, measured) in enumerate(zip(task.places, task.measured, strict=True)):
             try:
-                pixels, shapes[i] = load(self.source.read(sample), prep)
+                data = self.reader.read(place) if task.data is None else task.data[i]
+                pixels, shapes[i] = load(data, prep, self.reader.containers[place.file].shape)
             except BadImageError as error:
                 reasons.append(str(error))
                 continue
@@ -117,13 +137,12 @@ class Processor:
             stored_shapes.append(
                 pixels.shape[:2] if self.splitter is None else prep.plane_shape[1:]
             )
-            self._store(pixels, payloads, moments)
+            self._store(pixels, payloads, train if i < task.train else rest)
             if measured:
                 errors.add(self._measure(pixels, payloads))
-                count += 1
         sizes = np.array([[len(x) for x in plane] for plane in payloads], np.uint32)
         shape_table = np.array(stored_shapes, np.int32).reshape(-1, 2)
-        chunk = Chunk(task.number, reasons, shapes, sizes, shape_table, moments, errors, count)
+        chunk = Chunk(task.number, reasons, shapes, sizes, shape_table, train, rest, errors)
         return chunk, payloads
 
     def _store(
@@ -144,10 +163,11 @@ class Processor:
         if self.splitter is None or self.planes is None:
             stored = decode_whole(payloads[0][-1], self.prep.codec, _channels_first(pixels))
             error = _squares(stored.astype(np.float32) - pixels)
-            return Errors(pixels.size, error, np.array([error]))
+            return Errors(1, pixels.size, error, np.array([error]))
         rebuilt = self.splitter.rebuild(self.planes)
         planes = self.splitter.dequantise(self.planes) - self.splitter.coefficients(pixels)
         return Errors(
+            1,
             pixels.size,
             _squares(rebuilt.astype(np.float32) - pixels),
             np.array([_squares(plane) for plane in planes]),
@@ -159,28 +179,31 @@ def _channels_first(pixels: NDArray[np.uint8]) -> tuple[int, int, int]:
     return c, h, w
 
 
-def _squares(values: NDArray[np.float32]) -> float:
+def _squares(values: NDArray[np.float32]) -> int:
     # Not a dot product: BLAS would give sums that depend on the number of threads.
-    return float(np.sum(values * values, dtype=np.float64))
+    return round(float(np.sum(values * values, dtype=np.float64)) * ERROR_UNIT)
 
 
-def work(connection: Connection, memory: Any, prep: Preparation, source: Source) -> None:
+def work(
+    connection: Connection, memory: Any, prep: Preparation, root: Path, containers: list[Container]
+) -> None:
     """The main loop of a worker: (task, slot) in, Chunk or an error message out.
 
     memory: SharedMemory of the pool. Ends when the parent closes its end or dies.
     """
     threadpoolctl.threadpool_limits(1)  # workers are the parallelism; BLAS threads would fight
-    processor = Processor(prep, source)
+    processor = Processor(prep, Reader(root, containers))
     slots = memory.open()
     while True:
         try:
             task, slot = connection.recv()
         except (EOFError, OSError):
             return
+        room = slots[slot * memory.slot_bytes : (slot + 1) * memory.slot_bytes]
         try:
+            task.data = _fed(task, room)
             chunk, payloads = processor.process(task)
             blob = b"".join(b"".join(plane) for plane in payloads)
-            room = slots[slot * memory.slot_bytes : (slot + 1) * memory.slot_bytes]
             if len(blob) <= len(room):
                 room[: len(blob)] = blob
             else:
@@ -196,3 +219,11 @@ def work(connection: Connection, memory: Any, prep: Preparation, source: Source)
             connection.send(answer)
         except OSError:
             return
+
+
+def _fed(task: Task, room: memoryview) -> list[bytes] | None:
+    """What the parent has read, out of shared memory."""
+    if task.sizes is None:
+        return task.data
+    ends = list(accumulate(task.sizes))
+    return [bytes(room[end - size : end]) for end, size in zip(ends, task.sizes, strict=True)]
