@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test chaos lint bench clean
 
 setup: .venv/.done
 
@@ -15,6 +15,10 @@ demo: setup
 
 test: setup
 	$(BIN)/pytest
+
+# The long form of the tests that kill processes and flip bits
+chaos: setup
+	$(BIN)/pytest -m chaos
 
 lint: setup
 	$(BIN)/ruff check .

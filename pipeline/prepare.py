@@ -13,7 +13,7 @@ from pipeline import __version__, manifest
 from pipeline.catalogue import catalogue
 from pipeline.changes import changed_places, difference
 from pipeline.errors import ConfigError, DamagedError
-from pipeline.index import Index, Scan
+from pipeline.index import SPLITS, Index, Scan
 from pipeline.journal import Journal
 from pipeline.manifest import Manifest
 from pipeline.options import Preparation
@@ -153,11 +153,15 @@ def _unchanged(
 
 
 def _counted(then: dict[str, int], now: dict[str, int]) -> str:
-    def words(counts: dict[str, int]) -> str:
-        return ", ".join(f"{count} {split}" for split, count in counts.items() if count)
+    def words(counts: dict[str, int]) -> tuple[str, str]:
+        parts = [f"{counts[split]} {split}" for split in SPLITS if counts[split]]
+        return f"{sum(counts.values())} images", f"({', '.join(parts)})"
 
-    same = " (the same numbers, other files or classes)" if then == now else ""
-    return f"{words(then)} then, {words(now)} now{same}"
+    then_all, then_parts = words(then)
+    now_all, now_parts = words(now)
+    if then == now:
+        return f"{then_all} {then_parts} then and now, but other files, sizes or classes"
+    return f"{then_all} then, {now_all} now; {then_parts} then, {now_parts} now"
 
 
 def _say_what_to_look_at(directory: Path, result: Manifest) -> None:

@@ -32,7 +32,7 @@ from pipeline.tally import SHOWN_BAD, Tally
 from pipeline.tasks import Part, chunk_images, probe, slot_bytes, tasks
 from pipeline.worker import Chunk, Task
 
-COMMIT_SECONDS = 2.0
+COMMIT_SECONDS = 1.0
 Writers = dict[str, list[BetonWriter]]  # by split, then by plane
 log = logging.getLogger(__name__)
 

@@ -44,7 +44,8 @@ def assign(scan: Scan, prep: Preparation, folder: Path) -> Index:
             summary.counts[SPLITS[code]] += count
     writer.close()
     if summary.names is not None:
-        summary.names = [summary.names[summary.classes.index(key)] for key in chooser.classes]
+        name_of = dict(zip(summary.classes, summary.names, strict=True))
+        summary.names = [name_of[key] for key in chooser.classes]
     summary.classes = chooser.classes
     summary.rows = sum(summary.counts.values())
     summary.fingerprint = fingerprint.hexdigest()

@@ -51,14 +51,14 @@ class Tally:
         self.errors.add(chunk.errors)
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers, lists and dictionaries."""
+        """Numbers, lists and dictionaries, which later additions do not change."""
         return {
             "rows": self.rows,
-            "counts": self.counts,
+            "counts": {split: dict(count) for split, count in self.counts.items()},
             "train": _moments_to_json(self.train),
             "rest": _moments_to_json(self.rest),
             "errors": {**vars(self.errors), "planes": self.errors.planes.tolist()},
-            "first_bad": self.first_bad,
+            "first_bad": list(self.first_bad),
         }
 
     @classmethod

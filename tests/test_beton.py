@@ -1,5 +1,6 @@
 """The file format: FFCV's own dtypes, the stock Loader, pages, digests, damage."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from pipeline import beton
 from pipeline.beton import PAGE, BetonReader, digest, image_field
-from pipeline.beton_writer import BetonWriter, Written
+from pipeline.beton_writer import BetonWriter, Written, publish
 from pipeline.codec import decode_plane
 from pipeline.errors import DamagedError
 from pipeline.options import Preparation, preparation
@@ -39,12 +40,24 @@ def test_dtypes_are_ffcvs() -> None:
 def write(path: Path, prep: Preparation, payloads: list[bytes], capacity: int = 0) -> Written:
     """A file of `payloads`, labels 0, 1, 2, …, appended in uneven pieces."""
     writer = BetonWriter(path, image_field(prep), capacity or len(payloads))
+    append(writer, prep, payloads)
+    return finished(writer)
+
+
+def finished(writer: BetonWriter) -> Written:
+    written = writer.finish()
+    writer.close()
+    publish(writer.path)
+    return written
+
+
+def append(writer: BetonWriter, prep: Preparation, payloads: list[bytes], first: int = 0) -> None:
     for start in range(0, len(payloads), 7):
         part = payloads[start : start + 7]
         sizes = np.array([len(p) for p in part], np.uint32)
         shapes = np.tile(np.array(prep.plane_shape[1:], np.int32), (len(part), 1))
-        writer.append(memoryview(b"".join(part)), sizes, start + np.arange(len(part)), shapes)
-    return writer.finish()
+        labels = first + start + np.arange(len(part))
+        writer.append(memoryview(b"".join(part)), sizes, labels, shapes)
 
 
 ZSTD = preparation("any", 4, size=8)
@@ -93,8 +106,45 @@ def test_bytes_depend_on_the_samples_alone(tmp_path: Path) -> None:
     for i, payload in enumerate(payloads):
         shape = np.array([[1448, 1448]], np.int32)
         writer.append(memoryview(payload), np.array([len(payload)]), np.array([i]), shape)
-    writer.finish()
+    finished(writer)
     assert (tmp_path / "a.beton").read_bytes() == (tmp_path / "b.beton").read_bytes()
+
+
+@pytest.mark.parametrize("prep", [ZSTD, RAW_GREY], ids=["zstd", "raw"])
+@pytest.mark.parametrize("cut", [1, 13, 24])
+def test_a_writer_taken_up_at_its_mark_writes_the_same(
+    tmp_path: Path, prep: Preparation, cut: int
+) -> None:
+    """Whatever it had written behind the mark, in samples and in tables, before it was killed."""
+    rng = np.random.default_rng(3)
+    payloads = [rng.bytes(int(n)) for n in rng.integers(1, PAGE // 2, 25)]
+    whole = write(tmp_path / "a.beton", prep, payloads, capacity=30)
+    path = tmp_path / "b.beton"
+    first = BetonWriter(path, image_field(prep), 30)
+    append(first, prep, payloads[: cut // 2])
+    earlier = first.mark()
+    append(first, prep, payloads[cut // 2 : cut], cut // 2)
+    mark = first.mark()
+    mark.pages = earlier.pages + mark.pages
+    append(first, prep, [rng.bytes(999)] * (30 - cut), 500)
+    first.mark()
+    first.close()
+    again = BetonWriter(path, image_field(prep), 30, mark)
+    append(again, prep, payloads[cut:], cut)
+    assert finished(again) == whole
+    assert path.read_bytes() == (tmp_path / "a.beton").read_bytes()
+    assert whole.digest == digest(path)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["a.beton", "b.beton"]
+
+
+def test_a_partial_file_that_lost_bytes_is_refused(tmp_path: Path) -> None:
+    writer = BetonWriter(tmp_path / "a.beton", image_field(ZSTD), 5)
+    append(writer, ZSTD, [b"x" * 50] * 5)
+    mark = writer.mark()
+    writer.close()
+    os.truncate(tmp_path / "a.beton.partial", mark.at - 1)
+    with pytest.raises(DamagedError, match="--overwrite"):
+        BetonWriter(tmp_path / "a.beton", image_field(ZSTD), 5, mark)
 
 
 @pytest.mark.parametrize("keep", [0, 5, 24, 1500, 2110, 2500, 4000])

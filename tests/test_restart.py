@@ -1,0 +1,225 @@
+"""`spectral prepare` killed for real, at any moment: the same command ends with the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import beton_writer, manifest, run, samples
+from pipeline.journal import Journal
+from tests.conftest import ROOT, spectral, spectral_here
+from tests.test_prepare import TOY, children, files_of, wait_until
+
+FORMS: dict[str, tuple[object, ...]] = {
+    "sub36": ("--splits", 36, "--size", 336),
+    "whole": ("--splits", 1, "--size", 256),
+    "raw": ("--splits", 16, "--size", 224, "--codec", "raw", "--transform", "dct2"),
+}
+VICTIMS = ("parent", "worker", "group")
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """6,300 images (links to 150), and three bad ones, in three classes, with a val split."""
+    root = tmp_path_factory.mktemp("many") / "source"
+    for split, copies in (("train", 50), ("val", 10)):
+        for path in sorted((source / split).rglob("*.jpg")):
+            folder = root / split / path.parent.name
+            folder.mkdir(parents=True, exist_ok=True)
+            for copy in range(copies):
+                os.link(path, folder / f"{path.stem}-{copy}.jpg")
+    for i in range(3):
+        (root / "train" / f"class_{i}" / f"0{i}-bad.jpg").write_bytes(b"no image")
+    return root
+
+
+def words(source: Path, out: Path, form: str, workers: int) -> list[str]:
+    options = ("prepare", "many", "--source", source, *FORMS[form], "--out", out)
+    return [*map(str, options), "--workers", str(workers)]
+
+
+def rows_done(out: Path) -> int:
+    """Rows that the journal says are finished."""
+    for path in out.glob("many/*/journal/commits.jsonl"):
+        lines = [line for line in path.read_bytes().splitlines(True) if line.endswith(b"\n")]
+        tallies = [line for line in lines if b'"rows":' in line]
+        return int(tallies[-1].split(b'"rows":')[1].split(b",")[0]) if tallies else 0
+    return 0
+
+
+def kill(started: subprocess.Popen[str], victim: str) -> None:
+    """SIGKILL to the parent, to one worker, or to the whole process group."""
+    assert started.poll() is None, "it was to be alive when killed"
+    if victim == "worker":
+        os.kill(random.choice(children(started.pid)), signal.SIGKILL)
+    elif victim == "group":
+        os.killpg(started.pid, signal.SIGKILL)
+    else:
+        started.kill()
+
+
+def wait_for_rows(started: subprocess.Popen[str], out: Path, rows: int) -> None:
+    """Until both workers live, and the journal has come so far."""
+    wait_until(lambda: len(children(started.pid)) == 2 and rows_done(out) >= rows, 120)
+
+
+def chaos(source: Path, out: Path, form: str, kills: int, seed: int) -> None:
+    """Kill a run again and again, at places spread over all of it; then let it end."""
+    draw = random.Random(seed)
+    total = sum(path.is_file() for path in source.rglob("*"))
+    for i in range(kills):
+        target = int(0.8 * total * (i + draw.random()) / kills)
+        started = subprocess.Popen(
+            [sys.executable, "-m", "cli", *words(source, out, form, 2)], cwd=ROOT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        wait_for_rows(started, out, target)
+        time.sleep(draw.uniform(0, 0.5))
+        done, victim = rows_done(out), draw.choice(VICTIMS)
+        kill(started, victim)
+        _, error = started.communicate(timeout=60)
+        assert started.returncode != 0
+        assert "Traceback" not in error
+        assert rows_done(out) >= done
+    last = subprocess.run(
+        [sys.executable, "-m", "cli", *words(source, out, form, 2)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert last.returncode == 0, last.stderr
+    assert f"resuming after {rows_done(out) or ''}" in last.stderr
+
+
+def check(source: Path, out: Path, form: str, kills: int, seed: int) -> None:
+    """Kills on one side, an undisturbed run with another number of workers on the other."""
+    chaos(source, out / "killed", form, kills, seed)
+    whole = spectral(*words(source, out / "whole", form, 1))
+    assert whole.returncode == 0, whole.stderr
+    (killed,), (undisturbed,) = (out / "killed/many").iterdir(), (out / "whole/many").iterdir()
+    assert files_of(killed) == files_of(undisturbed)
+    assert spectral("verify", killed).returncode == 0
+    counts = manifest.load(killed).counts
+    assert sum(c["quarantined"] for c in counts.values()) == 3
+
+
+def test_five_kills(many: Path, tmp_path: Path) -> None:
+    """The short form; `make chaos` has thirty."""
+    check(many, tmp_path, "sub36", 5, seed=5)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.timeout(1200)
+def test_ten_kills_of_each_form(many: Path, tmp_path: Path, form: str) -> None:
+    check(many, tmp_path, form, 10, seed=sum(form.encode()))
+
+
+def small(source: Path, out: Path) -> list[object]:
+    return ["prepare", "toy", "--source", source, *TOY, "--out", out, "--workers", 1]
+
+
+class Cut(BaseException):
+    """Ends a run as a kill would, as far as files are concerned."""
+
+
+def _cut(*args: object) -> None:
+    raise Cut
+
+
+def _nth(function: Callable[..., object], n: int) -> Callable[..., object]:
+    """`function`, cut off at its n-th call."""
+    calls = iter(range(1, 1_000_000))
+    return lambda *args: _cut() if next(calls) == n else function(*args)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "n"),
+    [
+        (beton_writer.BetonWriter, "finish", 3),
+        (run, "publish", 1),
+        (run, "publish", 6),
+        (run, "publish", 13),
+        (samples, "write", 1),
+        (manifest.Manifest, "save", 1),
+    ],
+)
+def test_cut_off_at_the_very_end(
+    data: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    module: object, name: str, n: int,
+) -> None:  # fmt: skip
+    """Between the last image and the manifest there are few moments: each of them is tried."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, _nth(getattr(module, name), n))
+        with pytest.raises(Cut):
+            spectral_here(*small(source, tmp_path))
+    assert not (tmp_path / "toy" / "sub4-s32-calib0.2" / "manifest.json").exists()
+    done = spectral_here(*small(source, tmp_path))
+    assert done.returncode == 0, done.stderr
+    folder = "toy/sub4-s32-calib0.2"
+    assert files_of(tmp_path / folder) == files_of(data / folder)
+
+
+def test_the_journal_drops_what_a_crash_cut_off(tmp_path: Path) -> None:
+    """A torn last record is dropped, and one whose bytes were never written, with all behind."""
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    records = [{"n": i, "text": "é" * i} for i in range(5)]
+    for record in records:
+        journal.append(record)
+    journal.close()
+    content = path.read_bytes()
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        journal = Journal(path)
+        whole = content[:end].count(b"\n")
+        assert journal.read() == records[:whole]
+        journal.append({"again": 1})
+        assert journal.read() == [*records[:whole], {"again": 1}]
+        journal.close()
+    path.write_bytes(content[:30] + bytes(10) + content[40:])
+    journal = Journal(path)
+    assert len(journal.read()) < 5
+    journal.close()
+
+
+def test_other_options_than_those_that_it_was_begun_with_are_refused(
+    many: Path, tmp_path: Path
+) -> None:
+    """Another source, or libraries that give other bytes; --overwrite starts over."""
+    started = subprocess.Popen(
+        [sys.executable, "-m", "cli", *words(many, tmp_path, "sub36", 2)], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_until(lambda: rows_done(tmp_path) > 0, 60)
+    started.kill()
+    started.wait()
+    other = spectral(*words(many / "train", tmp_path, "sub36", 2))
+    assert other.returncode == 1
+    assert f"source was {many}, now it is {many / 'train'}" in other.stderr
+    (many / "train" / "class_0" / "more.jpg").write_bytes(b"no image")
+    try:
+        changed = spectral(*words(many, tmp_path, "sub36", 2))
+        assert changed.returncode == 1
+        assert "6303 images then, 6304 images now" in changed.stderr
+    finally:
+        (many / "train" / "class_0" / "more.jpg").unlink()
+    same = spectral(*words(many, tmp_path, "sub36", 2))  # the folder's date differs, no more
+    assert same.returncode == 0, same.stderr
+    assert "resuming after" in same.stderr
+
+
+def test_overwrite_starts_over(data: Path, source: Path, tmp_path: Path) -> None:
+    """What is there is removed first, finished or not."""
+    folder = tmp_path / "toy" / "sub4-s32-calib0.2"
+    assert spectral_here(*small(source / "train", tmp_path)).returncode == 0
+    refused = spectral_here(*small(source, tmp_path))
+    assert refused.returncode == 1
+    assert "--overwrite" in refused.stderr
+    (folder / "stray").write_text("x")
+    assert spectral_here(*small(source, tmp_path), "--overwrite").returncode == 0
+    assert files_of(folder) == files_of(data / "toy" / "sub4-s32-calib0.2")
