@@ -37,7 +37,7 @@ class Kaggle(Source):
         tree = _kaggle_tree(self.root)
         assert tree is not None  # it was recognised
         wnids = class_folder_names(tree / "train")
-        _warn_of_test(tree)
+        _check_beside(tree)
         scan.saw(tree)
         _add_nested(scan, tree / "train", wnids, "train")
         if subfolders(tree / "val"):  # somebody has sorted them into class folders
@@ -72,7 +72,7 @@ class TinyImageNet(Source):
         tree = only(self.root, _tiny_trees(self.root))
         wnids = class_folder_names(tree / "train")
         _check_wnids(tree, wnids)
-        _warn_of_test(tree)
+        _check_beside(tree)
         scan.saw(tree)
         for wnid in wnids:
             _refuse_outside(tree / "train" / wnid, scan)
@@ -142,7 +142,7 @@ def _is_v2(tree: Path) -> bool:
     return tree.absolute().name.startswith("imagenetv2") or len(names) > 0.9 * len(_V2_NAMES)
 
 
-def _warn_of_test(tree: Path) -> None:
+def _check_beside(tree: Path) -> None:
     """Nothing else may lie beside train and val: it would be left out in silence."""
     names = {folder.name for folder in subfolders(tree)}
     if stray := sorted(names - {"train", "val", "test"}):
@@ -211,7 +211,7 @@ def _read_solution(path: Path) -> dict[str, str]:
         reader = csv.DictReader(file)
         if lacking := sorted({"ImageId", "PredictionString"} - set(reader.fieldnames or ())):
             raise SourceError(f"{path} lacks the columns {some(lacking)}")
-        pairs = ((row["ImageId"], (row["PredictionString"] or "").split()) for row in reader)
+        pairs = ((row["ImageId"] or "", (row["PredictionString"] or "").split()) for row in reader)
         try:
             return _wnid_of(path, ((image, words[:1]) for image, words in pairs))
         except csv.Error as error:
