@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.index import Container
+from pipeline.index import Container, Scan
+from pipeline.options import Preparation
 from pipeline.reading import Place
+from pipeline.sources import recognise
 from pipeline.sources.parquet import open_parquet
+from pipeline.splits import assign
 from tests.listing import listing, picture
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -187,6 +191,24 @@ def test_columns_that_are_missing_or_of_another_type_are_listed(
     assert f"train.parquet has the columns {listed}; expected image or img (bin" in str(
         caught.value
     )
+
+
+def test_classes_that_are_left_out_leave_the_others_in_the_order_of_their_numbers(
+    tmp_path: Path,
+) -> None:
+    """Keys are numbers: sorted as text, 10 would come before 2."""
+    labels = [label for label in range(12) for _ in range(501 if label != 1 else 500)]
+    (tmp_path / "a").mkdir()
+    table = {"image": [b"x"] * len(labels), "label": labels}
+    pq.write_table(pa.table(table), tmp_path / "a" / "train.parquet")
+    scan = Scan(tmp_path, tmp_path / "a", lambda count, text: None)
+    recognise(tmp_path / "a").scan(scan)
+    prep = SimpleNamespace(
+        dataset="imagenet21k", test_split=False, limit=None, all_classes=False, calib=0
+    )
+    summary = assign(scan, cast(Preparation, prep), tmp_path).summary
+    assert summary.classes == [str(label) for label in range(12) if label != 1]
+    assert summary.counts == {"train": 451 * 11, "calib": 0, "val": 50 * 11, "test": 0}
 
 
 def test_a_source_without_train_is_refused(tmp_path: Path) -> None:
