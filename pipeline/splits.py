@@ -87,13 +87,12 @@ class _Chooser:
         if not least or self.has_val or self.prep.all_classes:
             return classes, labels
         kept = np.array(self.scan.train_counts) >= least
-        keys = [classes[label] for label in labels[kept].tolist()]
-        if not keys:
+        names = [classes[label] for label in sorted(labels[kept].tolist())]
+        if not names:
             raise SourceError(
                 f"{self.scan.root}: none of {len(classes)} classes has the {least} images that "
                 f"{self.prep.dataset} asks for; --classes all keeps them all"
             )
-        names = sorted(keys)
         log.warning(
             "%d of %d classes are kept: those with at least %d images (--classes all keeps all)",
             len(names), len(classes), least,

@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.index import Scan, some
 from pipeline.sources.base import Source
+from pipeline.sources.names import class_names
 
 SOURCE_SPLITS = ("train", "val")
 
@@ -30,9 +31,9 @@ class ClassFolders(Source):
         _refuse_stray(self.root, levels)
         scan.saw(self.root)
         folders = {split: self.root / split for split in levels} or {"train": self.root}
-        classes = _class_names(folders["train"])
+        classes = class_folder_names(folders["train"])
         for split, folder in folders.items():
-            names = _class_names(folder)
+            names = class_folder_names(folder)
             if stray := sorted(set(names) - set(classes)):
                 raise SourceError(
                     f"{folder} has classes that {folders['train']} lacks: {some(stray)}"
@@ -44,7 +45,7 @@ class ClassFolders(Source):
                 scan.add_class(
                     name, [(path, f"{name}/{path}", 0, 0) for path in images], file, split
                 )
-        scan.finish(classes)
+        scan.finish(classes, _known_names(self.root, classes) if levels else None)
 
 
 def class_images(folder: Path, scan: Scan, *, required: bool) -> list[str]:
@@ -67,7 +68,8 @@ def _refuse_stray(root: Path, levels: list[str]) -> None:
         )
 
 
-def _class_names(folder: Path) -> list[str]:
+def class_folder_names(folder: Path) -> list[str]:
+    """Sorted names of the folders in `folder`; SourceError for anything beside them."""
     entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
     names = sorted(e.name for e in entries if e.is_dir())
     if not names:
@@ -78,6 +80,12 @@ def _class_names(folder: Path) -> list[str]:
             "each image belongs into the folder of its class, move the rest away"
         )
     return names
+
+
+def _known_names(root: Path, classes: list[str]) -> dict[str, str] | None:
+    """Names of wnids, where a file beside train/ has them."""
+    names = class_names(root) or {}
+    return names if any(key in names for key in classes) else None
 
 
 def _walk(folder: Path, scan: Scan) -> Iterator[str]:

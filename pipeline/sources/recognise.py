@@ -5,9 +5,22 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.index import some
 from pipeline.sources.base import Source
+from pipeline.sources.cifar import CifarBinary, CifarPython
 from pipeline.sources.folders import ClassFolders
+from pipeline.sources.idx import Idx
+from pipeline.sources.parquet import Parquet
+from pipeline.sources.trees import ImageNetV2, Kaggle, TinyImageNet
 
-LAYOUTS: tuple[type[Source], ...] = (ClassFolders,)  # the first that recognises a path has it
+LAYOUTS: tuple[type[Source], ...] = (  # the first that recognises a path has it
+    CifarPython,
+    CifarBinary,
+    Idx,
+    Parquet,
+    Kaggle,
+    TinyImageNet,
+    ImageNetV2,
+    ClassFolders,
+)
 
 
 def recognise(root: Path) -> Source:

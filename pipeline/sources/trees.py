@@ -1,0 +1,236 @@
+"""Trees of ImageNet's family whose val images lie flat, or whose folders are numbers."""
+
+import csv
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import SourceError
+from pipeline.index import Scan, some
+from pipeline.sources.base import Source
+from pipeline.sources.find import few_subfolders, only, subfolders
+from pipeline.sources.folders import class_folder_names, class_images
+from pipeline.sources.names import class_names
+
+SOLUTION = "LOC_val_solution.csv"
+ANNOTATIONS = "val_annotations.txt"
+_V2_NAMES = frozenset(map(str, range(1000)))
+log = logging.getLogger(__name__)
+
+
+class Kaggle(Source):
+    """`ILSVRC/Data/CLS-LOC/{train/<wnid>,val}` and LOC_val_solution.csv beside ILSVRC."""
+
+    layout = "kaggle"
+    looks_like = (
+        f"a folder with ILSVRC/Data/CLS-LOC/{{train/<wnid>,val}} and {SOLUTION}, or a folder in it"
+    )
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """By the path of train."""
+        return _kaggle_tree(root) is not None
+
+    def scan(self, scan: Scan) -> None:
+        """Labels are the sorted wnids."""
+        tree = _kaggle_tree(self.root)
+        assert tree is not None  # it was recognised
+        wnids = class_folder_names(tree / "train")
+        _check_beside(tree)
+        scan.saw(tree)
+        _add_nested(scan, tree / "train", wnids, "train")
+        if subfolders(tree / "val"):  # somebody has sorted them into class folders
+            _add_nested(scan, tree / "val", wnids, "val")
+        else:
+            self._add_val(scan, tree, wnids)
+        mapping = _above(tree, "LOC_synset_mapping.txt")
+        scan.finish(wnids, class_names(mapping.parent) if mapping else None)
+
+    def _add_val(self, scan: Scan, tree: Path, wnids: list[str]) -> None:
+        solution = _above(tree, SOLUTION)
+        if solution is None:
+            raise SourceError(f"{SOLUTION}, the classes of {tree / 'val'}, is not beside ILSVRC/")
+        if self.root.absolute() in solution.parents:
+            scan.saw(solution)
+        _add_flat(scan, tree / "val", _read_solution(solution), wnids, solution, ".JPEG")
+
+
+class TinyImageNet(Source):
+    """`train/<wnid>/images/*` and `val/images/*` with val_annotations.txt."""
+
+    layout = "tiny-imagenet"
+    looks_like = f"a folder with train/<wnid>/images/<image>, val/images/<image>, val/{ANNOTATIONS}"
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """By the annotations and a class folder with images/."""
+        return bool(_tiny_trees(root))
+
+    def scan(self, scan: Scan) -> None:
+        """Labels are the sorted wnids."""
+        tree = only(self.root, _tiny_trees(self.root))
+        wnids = class_folder_names(tree / "train")
+        _check_wnids(tree, wnids)
+        _check_beside(tree)
+        scan.saw(tree)
+        for wnid in wnids:
+            _refuse_outside(tree / "train" / wnid, scan)
+        _add_nested(scan, tree / "train", wnids, "train", "images")
+        annotations = tree / "val" / ANNOTATIONS
+        scan.saw(annotations)
+        _add_flat(scan, tree / "val" / "images", _read_annotations(annotations), wnids, annotations)
+        scan.finish(wnids, class_names(tree))
+
+
+class ImageNetV2(Source):
+    """Folders whose names are class numbers: all val."""
+
+    layout = "imagenetv2"
+    looks_like = "a folder imagenetv2* with <class number>/<image>, all val"
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """By its name, or by 1000 numbers; fewer may as well be classes to train on."""
+        return bool(_v2_trees(root))
+
+    def scan(self, scan: Scan) -> None:
+        """The folders' names are the labels: as numbers, not sorted as text."""
+        tree = only(self.root, _v2_trees(self.root))
+        found = sorted(int(name) for name in class_folder_names(tree))
+        classes = [str(label) for label in range(found[-1] + 1)]
+        if missing := [name for name in classes if int(name) not in set(found)]:
+            log.warning("%s has no folders %s", tree, some(missing))
+        scan.saw(tree)
+        _add_nested(scan, tree, [str(label) for label in found], "val")
+        scan.finish(classes)
+
+
+def _kaggle_tree(root: Path) -> Path | None:
+    places = [root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC", root / "CLS-LOC"]
+    if root.absolute().name == "CLS-LOC" or (root / SOLUTION).is_file():
+        places.append(root)
+    return next((tree for tree in places if (tree / "train").is_dir()), None)
+
+
+def _above(tree: Path, name: str) -> Path | None:
+    """A file in the tree, or in one of the three folders above: Data, ILSVRC, what holds it."""
+    whole = tree.absolute()
+    places = (folder / name for folder in (whole, *whole.parents[:3]))
+    return next((path for path in places if path.is_file()), None)
+
+
+def _tiny_trees(root: Path) -> list[Path]:
+    return [tree for tree in (root, *few_subfolders(root)) if _is_tiny(tree)]
+
+
+def _is_tiny(tree: Path) -> bool:
+    first = subfolders(tree / "train")[:1]
+    return (tree / "val" / ANNOTATIONS).is_file() and any((f / "images").is_dir() for f in first)
+
+
+def _v2_trees(root: Path) -> list[Path]:
+    named = [folder for folder in subfolders(root) if folder.name.startswith("imagenetv2")]
+    return [tree for tree in (root, *named) if _is_v2(tree)]
+
+
+def _is_v2(tree: Path) -> bool:
+    """Missing folders are no reason to take numbers for names."""
+    names = [folder.name for folder in subfolders(tree)]
+    if not names or not all(name in _V2_NAMES for name in names):
+        return False
+    return tree.absolute().name.startswith("imagenetv2") or len(names) > 0.9 * len(_V2_NAMES)
+
+
+def _check_beside(tree: Path) -> None:
+    """Nothing else may lie beside train and val: it would be left out in silence."""
+    names = {folder.name for folder in subfolders(tree)}
+    if stray := sorted(names - {"train", "val", "test"}):
+        raise SourceError(f"{tree} has {some(stray)} beside train and val: move them away")
+    if (tree / "test").is_dir():
+        log.warning("%s has no labels: left out", tree / "test")
+
+
+def _check_wnids(tree: Path, wnids: list[str]) -> None:
+    """wnids.txt, where it is there, names the classes."""
+    path = tree / "wnids.txt"
+    if path.is_file():
+        named = set(path.read_text(encoding="utf-8").split())
+        if differ := sorted(named ^ set(wnids)):
+            raise SourceError(f"{path} and the folders in {tree / 'train'} differ: {some(differ)}")
+
+
+def _refuse_outside(folder: Path, scan: Scan) -> None:
+    """Images beside images/ would be left out in silence."""
+    scan.saw(folder)
+    names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    if stray := [n for n in names if n != "images" and not n.endswith("_boxes.txt")]:
+        raise SourceError(f"{folder} has {some(stray)} beside images/: move them away or into it")
+
+
+def _add_nested(scan: Scan, folder: Path, wnids: list[str], split: str, inside: str = "") -> None:
+    """Images of `folder/<wnid>[/inside]`, class by class in the order of `wnids`."""
+    there = set(class_folder_names(folder))
+    if stray := sorted(there - set(wnids)):
+        raise SourceError(f"{folder} has classes that train lacks: {some(stray)}")
+    scan.saw(folder)
+    file = scan.container(folder, "folder")
+    for wnid in (wnid for wnid in wnids if wnid in there):
+        within = Path(wnid) / inside
+        if not (folder / within).is_dir():
+            raise SourceError(f"{folder / within} is missing")
+        images = class_images(folder / within, scan, required=split == "train")
+        scan.add_class(wnid, [(path, f"{within}/{path}", 0, 0) for path in images], file, split)
+
+
+def _add_flat(
+    scan: Scan, folder: Path, wnid_of: dict[str, str], wnids: list[str], said: Path, end: str = ""
+) -> None:
+    """Val images that lie in one folder; wnid_of: by file name without `end`; `said` says so."""
+    if not folder.is_dir():
+        raise SourceError(f"{folder} is missing, but {said} names its images")
+    of_class: dict[str, list[tuple[str, str, int, int]]] = {wnid: [] for wnid in wnids}
+    if strange := sorted(set(wnid_of.values()) - set(wnids)):
+        raise SourceError(f"{said} has classes that train lacks: {some(strange)}")
+    names = class_images(folder, scan, required=True)
+    images = {name.removesuffix(end): name for name in names}
+    if unsaid := sorted(images.keys() - wnid_of.keys()):
+        raise SourceError(f"{said} does not say the class of {some(unsaid)} in {folder}")
+    if missing := sorted(wnid_of.keys() - images.keys()):
+        raise SourceError(f"{folder} lacks {some(missing)}, which {said} names")
+    for stem, name in images.items():
+        of_class[wnid_of[stem]].append((name, name, 0, 0))
+    file = scan.container(folder, "folder")
+    for wnid, found in of_class.items():
+        scan.add_class(wnid, found, file, "val")
+
+
+def _read_solution(path: Path) -> dict[str, str]:
+    """Wnid by image: the first word of PredictionString, `<wnid> <box>` once or more."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        if lacking := sorted({"ImageId", "PredictionString"} - set(reader.fieldnames or ())):
+            raise SourceError(f"{path} lacks the columns {some(lacking)}")
+        pairs = ((row["ImageId"] or "", (row["PredictionString"] or "").split()) for row in reader)
+        try:
+            return _wnid_of(path, ((image, words[:1]) for image, words in pairs))
+        except csv.Error as error:
+            raise SourceError(f"{path} is no CSV: {error}") from error
+
+
+def _read_annotations(path: Path) -> dict[str, str]:
+    """Wnid by image: `<image>, <wnid>, <box>`, with tabs between."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    pairs = (line.split("\t") for line in lines if line.strip())
+    return _wnid_of(path, ((words[0], words[1:2]) for words in pairs))
+
+
+def _wnid_of(path: Path, pairs: Iterator[tuple[str, list[str]]]) -> dict[str, str]:
+    """One wnid for each image."""
+    found: dict[str, str] = {}
+    for image, wnid in pairs:
+        if not wnid:
+            raise SourceError(f"{path}: no class for {image}")
+        if found.setdefault(image, wnid[0]) != wnid[0]:
+            raise SourceError(f"{path}: {image} is of class {found[image]} and of {wnid[0]}")
+    return found
