@@ -30,6 +30,9 @@ bench: setup
 	$(BIN)/python benchmarks/size.py $(SOURCE)
 	$(BIN)/python benchmarks/prepare.py $(SOURCE)
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/against_ffcv.py $(SOURCE)
+	$(BIN)/python benchmarks/published_way.py $(SOURCE)
+	$(BIN)/python benchmarks/open.py
 
 clean:
 	rm -rf .venv demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,12 +1,18 @@
-"""What every benchmark prints: one JSON line, with the machine it ran on."""
+"""What benchmarks share: the JSON line that each prints, the images they use, the command."""
 
 import json
 import os
 import platform
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from pipeline.manifest import Manifest
+from pipeline.options import Preparation
+from pipeline.prepare import prepare
 
 
 def machine() -> str:
@@ -28,6 +34,36 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def settled_seconds(work: Callable[[], object]) -> float:
+    """`seconds`, once the disk has what ran before: a sync within `work` would wait for it."""
+    os.sync()
+    return seconds(work)
+
+
 def images(source: Path) -> list[Path]:
     """All files below `source`, in order."""
     return sorted(path for path in source.rglob("*") if path.is_file())
+
+
+@contextmanager
+def linked(source: Path, copies: int) -> Iterator[Path]:
+    """A folder with `copies` links to each image of `source`, in ten class folders."""
+    beside = source.parent if os.access(source.parent, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=beside) as folder:
+        for i, path in enumerate(images(source)):
+            target = Path(folder) / f"class_{i % 10}"
+            target.mkdir(exist_ok=True)
+            for copy in range(copies):
+                (target / f"{i:05d}-{copy}.jpg").symlink_to(path.resolve())
+        yield Path(folder)
+
+
+def prepare_quietly(
+    prep: Preparation, source: Path, out: Path, workers: int
+) -> tuple[Path, Manifest]:
+    """The command `prepare` without its progress bar: (directory, manifest)."""
+    directory, manifest, _ = prepare(
+        prep, source, out, workers=workers, max_bad=None,
+        progress=lambda what, total, unit: nullcontext(lambda count, note="": None),
+    )  # fmt: skip
+    return directory, manifest

@@ -8,19 +8,17 @@ ImageFolder reads 56×56 JPEG files. Noise that was smoothed stands in for photo
 
 import argparse
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import report, seconds
+from common import prepare_quietly, report, seconds
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor
 
 from pipeline.options import preparation
-from pipeline.prepare import prepare
 from trainer.loader import ShardLoader, cpu_count
 from trainer.selection import Prepared
 
@@ -61,10 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = write(Path(folder) / "images", samples)
         prep = preparation("planes", 4, size=112, calib=0.0)
-        directory, manifest, _ = prepare(
-            prep, root, Path(folder), workers=cpu_count(), max_bad=None,
-            progress=lambda what, total, unit: nullcontext(lambda count, note="": None),
-        )  # fmt: skip
+        directory, manifest = prepare_quietly(prep, root, Path(folder), cpu_count())
         ours = ShardLoader(
             Prepared(directory, manifest), "train", 0, batch_size=BATCH,
             device=torch.device("cpu"), train=True,

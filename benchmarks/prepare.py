@@ -7,19 +7,16 @@ images/s of the whole command; ratios are medians of pairs measured one after th
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
-from common import images, report, seconds
+from common import images, linked, prepare_quietly, report, seconds
 
 from pipeline.imaging import load
 from pipeline.options import Preparation, preparation
-from pipeline.prepare import prepare
 
 SPLITS = 36
 
@@ -41,11 +38,7 @@ def floor(paths: list[Path], prep: Preparation, workers: int) -> None:
 def run(source: Path, prep: Preparation, workers: int) -> None:
     """The command, into a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as out:
-        prepare(prep, source, Path(out), workers=workers, max_bad=None, progress=_silent)
-
-
-def _silent(what: str, total: int, unit: str):  # type: ignore[no-untyped-def]
-    return nullcontext(lambda count, note="": None)
+        prepare_quietly(prep, source, Path(out), workers)
 
 
 def main() -> None:
@@ -56,20 +49,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     prep = preparation("photos", SPLITS, size=336)
-    with tempfile.TemporaryDirectory(
-        dir=args.source.parent if os.access(args.source.parent, os.W_OK) else None
-    ) as folder:
-        linked = Path(folder)
-        for i, path in enumerate(images(args.source)):
-            target = linked / f"class_{i % 10}"
-            target.mkdir(exist_ok=True)
-            for copy in range(args.copies):
-                (target / f"{i:05d}-{copy}.jpg").symlink_to(path.resolve())
-        paths = images(linked)
+    with linked(args.source, args.copies) as source:
+        paths = images(source)
         rates = [
             [len(paths) / seconds(work) for work in (
-                lambda: run(linked, prep, 2), lambda: floor(paths, prep, 2),
-                lambda: run(linked, prep, 1))]
+                lambda: run(source, prep, 2), lambda: floor(paths, prep, 2),
+                lambda: run(source, prep, 1))]
             for _ in range(args.runs)
         ]  # fmt: skip
     report(
