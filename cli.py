@@ -237,19 +237,23 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
 
 @main.command()
 @click.argument("directory", type=_PATH)
-def verify(directory: Path) -> None:
+@click.option("--shard", type=int, help="Only what a job that trains this shard reads.")
+@click.option("--quick", is_flag=True, help="Sizes and structure alone, in seconds.")
+def verify(directory: Path, shard: int | None, quick: bool) -> None:
     """Name what is damaged in a prepared directory.
 
     Re-reads every file against the digests in its manifest.
 
-    Example: spectral verify data/cifar10/sub4
+    Example: spectral verify data/imagenet1k/sub36 --shard 7
     """
     from pipeline.errors import DamagedError
     from pipeline.verify import verify as run
 
-    if damaged := run(directory, _progress(False)):
+    if damaged := run(directory, _progress(False), shard=shard, quick=quick):
         raise DamagedError(f"{len(damaged)} damaged: " + "\n  ".join(damaged))
-    click.echo(f"{directory}: all files are as they were written")
+    which = "all files are" if shard is None else f"manifest and shard {shard} are"
+    how = "there, with their sizes and structure" if quick else "as they were written"
+    click.echo(f"{directory}: {which} {how}")
 
 
 @main.command()

@@ -139,3 +139,12 @@ def containers(directory: Path) -> list[Container]:
     """The files and folders that the samples came from."""
     content = json.loads(pq.read_schema(directory / NAME).metadata[_CONTAINERS])
     return [Container(**{**c, "shape": c["shape"] and tuple(c["shape"])}) for c in content]
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with the table's footer, or with its columns."""
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        return f"is no Parquet file any more: {error}"
+    return None if found.equals(SCHEMA) else f"has columns {found.names}, not {SCHEMA.names}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import GREY, RAW, SHORTEST, SUB4, WHOLE, spectral
+from tests.conftest import GREY, RAW, SHORTEST, SUB4, WHOLE, spectral, spectral_here
 
 
 @pytest.fixture
@@ -42,6 +42,57 @@ def test_one_flipped_bit_is_found_and_named(copy: Path, name: str) -> None:
         assert "Traceback" not in done.stderr
     path.write_bytes(content)
     assert spectral("verify", copy).returncode == 0
+
+
+def test_two_hundred_flipped_bits_are_all_found(copy: Path) -> None:
+    """One at a time, anywhere in betons, manifest and Parquet: 200 of 200 found and named."""
+    rng = np.random.default_rng(200)
+    files = [path for path in sorted(copy.rglob("*")) if path.stat().st_size and path.is_file()]
+    assert {path.suffix for path in files} == {".beton", ".json", ".parquet"}
+    for _ in range(200):
+        path = files[int(rng.integers(len(files)))]
+        content = path.read_bytes()
+        damaged = bytearray(content)
+        damaged[int(rng.integers(len(content)))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        done = spectral_here("verify", copy)
+        assert done.returncode == 1
+        assert str(path) in done.stderr
+        assert "Traceback" not in done.stderr
+        path.write_bytes(content)
+    assert spectral_here("verify", copy).returncode == 0
+
+
+def test_quick_looks_at_sizes_and_structure_alone(copy: Path) -> None:
+    path = copy / "train" / "shard_02.beton"
+    content = path.read_bytes()
+    payload = bytearray(content)
+    payload[-9] ^= 1
+    path.write_bytes(payload)
+    assert spectral_here("verify", copy, "--quick").returncode == 0
+    for damaged in (content[:-1], b"x" + content[1:]):
+        path.write_bytes(damaged)
+        done = spectral_here("verify", copy, "--quick")
+        assert done.returncode == 1
+        assert str(path) in done.stderr
+    path.write_bytes(content)
+    table = copy / "samples.parquet"
+    table.write_bytes(table.read_bytes()[:-1] + b"x")
+    assert str(table) in spectral_here("verify", copy, "--quick").stderr
+
+
+def test_a_training_job_needs_the_manifest_and_its_own_shard_alone(copy: Path) -> None:
+    for path in copy.rglob("*"):
+        if path.is_file() and path.name not in ("manifest.json", "shard_02.beton"):
+            path.unlink()
+    done = spectral_here("verify", copy, "--shard", 2)
+    assert done.returncode == 0, done.stderr
+    assert "manifest and shard 2 are as they were written" in done.stdout
+    assert spectral_here("verify", copy).returncode == 1
+    assert "shards 0 to 3" in spectral_here("verify", copy, "--shard", 4).stderr
+    path = copy / "calib" / "shard_02.beton"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert str(path) in spectral_here("verify", copy, "--shard", 2).stderr
 
 
 def test_missing_and_truncated_files_are_named(copy: Path) -> None:
