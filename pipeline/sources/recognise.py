@@ -5,9 +5,21 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.index import some
 from pipeline.sources.base import Source
+from pipeline.sources.class_tars import ClassTars, WholeTar
 from pipeline.sources.folders import ClassFolders
+from pipeline.sources.ilsvrc import IlsvrcTars
+from pipeline.sources.imagenetv2 import ImageNetV2Tar
+from pipeline.sources.webdataset import WebDataset
 
-LAYOUTS: tuple[type[Source], ...] = (ClassFolders,)  # the first that recognises a path has it
+# The first that recognises a path has it: special ones come before general ones.
+LAYOUTS: tuple[type[Source], ...] = (
+    IlsvrcTars,
+    WebDataset,
+    ClassTars,
+    ImageNetV2Tar,
+    WholeTar,
+    ClassFolders,
+)
 
 
 def recognise(root: Path) -> Source:

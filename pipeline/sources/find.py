@@ -1,0 +1,29 @@
+"""Several places where a source may lie in, the one that is meant out."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import SourceError
+from pipeline.index import some
+
+
+def only(root: Path, found: Sequence[Path]) -> Path:
+    """The single path that was found; SourceError where the user has to choose."""
+    if len(found) > 1:
+        raise SourceError(f"{root} holds {some([str(p) for p in found])}: name one of them")
+    return found[0]
+
+
+def subfolders(root: Path) -> list[Path]:
+    """Sorted folders in `root`, without hidden ones; none if it is a file."""
+    if not root.is_dir():
+        return []
+    found = [e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")]
+    return [root / name for name in sorted(found)]
+
+
+def natural(name: str) -> list[int | str]:
+    """A key that sorts the numbers in names as numbers: 2 before 10."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
