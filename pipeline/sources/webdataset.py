@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,31 +42,26 @@ class WebDataset(Source):
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """The first tar starts with an image and its label, in any order."""
-        suffixes = {
-            _parts(member.name)[1] for shard in _shards(root)[:1] for member in _head(shard)
-        }
+        first = [member for shard in _shards(root)[:1] for member in first_members(shard, 8)]
+        suffixes = {_parts(member.name)[1] for member in first}
         return bool(suffixes & set(IMAGES)) and bool(suffixes & set(LABELS))
 
     def scan(self, scan: Scan) -> None:
         """Train, then val; shards by their numbers; samples as packed."""
         for folder in (self.root, *subfolders(self.root)):
             scan.saw(folder)
-        most = -1
+        counts: Counter[int] = Counter()
         for split, shards in _by_split(self.root).items():
             for shard in shards:
-                most = max(most, _scan_shard(shard, split, self.root, scan))
-        scan.finish([str(number) for number in range(most + 1)])
+                _scan_shard(shard, split, self.root, scan, counts)
+        scan.finish([str(number) for number in range(max(counts) + 1)])
 
 
 def _shards(root: Path) -> list[Path]:
-    """Tars of a folder, or else of folders in it whose names are those of splits."""
+    """Tars of a folder, and of folders in it whose names are those of splits."""
     folders = [f for f in subfolders(root) if _SPLIT.fullmatch(f.name.lower())]
-    found = tars_in(root) or [path for folder in folders for path in tars_in(folder)]
+    found = [path for folder in (root, *folders) for path in tars_in(folder)]
     return sorted(found, key=lambda path: natural(str(path)))
-
-
-def _head(shard: Path) -> list[Member]:
-    return first_members(shard, 8)
 
 
 def _by_split(root: Path) -> dict[str, list[Path]]:
@@ -94,9 +90,11 @@ def _split_of(path: str) -> str | None:
     return _SPLITS.get(names[-1], names[-1]) if names else None
 
 
-def _scan_shard(shard: Path, split: str, root: Path, scan: Scan) -> int:
-    """List the samples of a shard; the largest label."""
-    file, most = scan.container(shard, "bytes"), -1
+def _scan_shard(shard: Path, split: str, root: Path, scan: Scan, counts: Counter[int]) -> None:
+    """List the samples of a shard. counts: of each label so far, which give the ranks: sorting
+    the names of a class over all shards would take them all into memory.
+    """
+    file = scan.container(shard, "bytes")
     samples: dict[str, Sample] = {}
     with shard.open("rb") as stream:
         for member in walk(stream, str(shard)):
@@ -107,10 +105,9 @@ def _scan_shard(shard: Path, split: str, root: Path, scan: Scan) -> int:
     stem = stem.removeprefix(f"{split}/")
     for key, sample in samples.items():
         member, label = _complete(key, sample, shard)
-        most = max(most, label)
-        place = {"offset": member.offset, "size": member.size}
+        place = {"offset": member.offset, "size": member.size, "rank": counts[label]}
+        counts[label] += 1
         scan.add(split, str(label), f"{stem}/{key}", file, member=member.name, **place)
-    return most
 
 
 def _take(member: Member, samples: dict[str, Sample], descriptor: int, shard: Path) -> None:
