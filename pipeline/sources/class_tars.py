@@ -11,7 +11,7 @@ from pipeline.index import Scan, some
 from pipeline.sources.base import Source
 from pipeline.sources.gzipped import Gunzip, is_gzip, points_of
 from pipeline.sources.names import FILES, class_names
-from pipeline.sources.tar import Stream, class_images, first_members, tars_in, walk
+from pipeline.sources.tar import Stream, class_images, first_members, open_tar, tars_in, walk
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class ClassTars(Source):
         )
         scan.saw(self.root)
         for path in tars:
-            with path.open("rb") as stream:
+            with open_tar(path) as stream:
                 members = list(walk(stream, str(path)))
             if any(member.name.endswith(".tar") for member in members):
                 raise SourceError(
@@ -82,6 +82,7 @@ def scanned(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
         points.clear()
         with Gunzip(path, points) as gunzip:
             yield gunzip, scan.container(path, "gzip")
+            gunzip.finish()
     else:
         with path.open("rb") as stream:
             yield stream, scan.container(path, "bytes")

@@ -8,6 +8,7 @@ points, and it holds all points in memory, 32 KiB each.
 """
 
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ SPACING = 1 << 30  # bytes of output between points
 _CHUNK = 1 << 20
 _TRAILER = 8  # bytes: checksum and length after a member's data
 _POINT = struct.Struct("<QQHH")  # output offset, input offset, bits, window size
+
+
+class DamagedGzipError(SourceError):
+    """Truncated or corrupt, whatever it holds."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,10 @@ class Gunzip:
         while self._offset < offset and (self._ready or self._fill()):
             self._advance(min(offset - self._offset, len(self._ready)))
 
+    def finish(self) -> None:
+        """Pass over all that is left: the checksum is at the very end."""
+        self.seek(sys.maxsize)
+
     def read(self, size: int) -> bytes:
         """The next bytes, fewer at the end."""
         parts = []
@@ -131,7 +140,7 @@ class Gunzip:
                 self._ready = memoryview(self._buffer)[:count]
                 return True
             if at_end and not self._inflate.ended:
-                raise SourceError(
+                raise DamagedGzipError(
                     f"{self.path} ends at byte {self._file.tell():,}, in the middle of its gzip "
                     "stream: download it again"
                 )
@@ -176,8 +185,8 @@ class Gunzip:
         self._inflate, self._checked = Inflate(GZIP), True
         return True
 
-    def _damaged(self, why: str) -> SourceError:
-        return SourceError(
+    def _damaged(self, why: str) -> DamagedGzipError:
+        return DamagedGzipError(
             f"{self.path} is damaged near byte {self._input_offset():,}: {why}; download it again"
         )
 

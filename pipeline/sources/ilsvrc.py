@@ -12,7 +12,7 @@ from pipeline.index import Scan
 from pipeline.sources.base import Source
 from pipeline.sources.class_tars import scan_inner_tars
 from pipeline.sources.names import class_names
-from pipeline.sources.tar import Member, refuse_twice, walk
+from pipeline.sources.tar import Member, open_tar, refuse_twice, walk
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -49,7 +49,7 @@ class IlsvrcTars(Source):
         devkit = self._devkit(needed=val.is_file())
         scan.saw(self.root)
         file = scan.container(train, "bytes")
-        with train.open("rb") as stream:
+        with open_tar(train) as stream:
             classes = scan_inner_tars(stream, train, scan, file)
         if devkit is not None and val.is_file():
             _scan_val(val, devkit, scan)
@@ -75,7 +75,7 @@ _FROM = " from image-net.org (ILSVRC 2012, after registering)"
 
 def _scan_val(path: Path, devkit: Devkit, scan: Scan) -> None:
     """The line of the ground truth is the place of an image among the sorted names."""
-    with path.open("rb") as stream:
+    with open_tar(path) as stream:
         members = list(walk(stream, str(path)))
     refuse_twice((member.base for member in members), str(path))
     if len(members) != len(devkit.truth):
@@ -105,6 +105,7 @@ def _add_val(scan: Scan, key: str, member: Member, file: int) -> None:
 def read_devkit(path: Path) -> Devkit:
     """The devkit from its archive, which stays packed."""
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     files = _files(path)
     try:
@@ -113,7 +114,7 @@ def read_devkit(path: Path) -> Devkit:
         truth = [int(line) for line in files[TRUTH].split()]
     except KeyError as error:
         raise SourceError(f"{path} lacks {error.args[0]}: download it again{_FROM}") from error
-    except (ValueError, TypeError, IndexError, NotImplementedError) as error:
+    except (MatReadError, ValueError, TypeError, LookupError, EOFError, zlib.error) as error:
         raise SourceError(f"{path} cannot be read ({error}): download it again{_FROM}") from error
     leaves = [row for row in rows if row[0] <= LEAVES]
     return Devkit(

@@ -9,7 +9,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import islice
@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from pipeline.errors import SourceError
-from pipeline.sources.gzipped import Gunzip, is_gzip
+from pipeline.sources.gzipped import DamagedGzipError, Gunzip, is_gzip
 
 Image = tuple[str, str, int, int]  # name, member, offset, size: as Scan.add_class takes them
 _BLOCK = tarfile.BLOCKSIZE
@@ -146,15 +146,28 @@ def is_tar(path: Path) -> bool:
         return file.read(_BLOCK)[257:262] == b"ustar"
 
 
+def open_tar(path: Path) -> BufferedReader:
+    """A plain tar; SourceError if it is in gzip."""
+    if is_gzip(path):
+        raise SourceError(f"{path} is packed with gzip: unpack it (zcat) to a plain tar")
+    return path.open("rb")
+
+
 def _opened(path: Path) -> "Gunzip | BufferedReader":
     return Gunzip(path) if is_gzip(path) else path.open("rb")
 
 
 def first_members(path: Path, count: int = 1) -> Iterator[Member]:
-    """The first files of a tar, plain or in gzip; none if it is no tar, or is damaged."""
-    if path.is_file() and (is_tar(path) or is_gzip(path)):
-        with suppress(SourceError), closing(_opened(path)) as stream:
+    """The first files of a tar, plain or in gzip; none if it is no tar."""
+    if not path.is_file() or not (is_tar(path) or is_gzip(path)):
+        return
+    with closing(_opened(path)) as stream:
+        try:
             yield from islice(walk(stream, str(path)), count)
+        except DamagedGzipError:
+            raise
+        except SourceError:
+            return
 
 
 def tars_in(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pipeline.errors import SourceError
 from pipeline.index import Scan, some
 from pipeline.sources.base import Source
 from pipeline.sources.find import natural, subfolders
-from pipeline.sources.tar import Member, first_members, tars_in, walk
+from pipeline.sources.tar import Member, first_members, open_tar, tars_in, walk
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 LABELS = ("cls", "json")  # the first that is there counts
@@ -96,7 +96,7 @@ def _scan_shard(shard: Path, split: str, root: Path, scan: Scan, counts: Counter
     """
     file = scan.container(shard, "bytes")
     samples: dict[str, Sample] = {}
-    with shard.open("rb") as stream:
+    with open_tar(shard) as stream:
         for member in walk(stream, str(shard)):
             _take(member, samples, stream.fileno(), shard)
     if not samples:
