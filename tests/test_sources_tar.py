@@ -19,7 +19,7 @@ from pipeline.index import Index, Scan, Summary
 from pipeline.options import preparation
 from pipeline.reading import Feeder, Place, Reader
 from pipeline.sources import gzipped, recognise
-from pipeline.sources.tar import walk
+from pipeline.sources.tar import is_tar, walk
 from pipeline.splits import assign
 from tests.conftest import ROOT, photograph
 
@@ -620,6 +620,18 @@ def test_webdataset_with_shards_of_no_split_among_others(tmp_path: Path) -> None
     for name in ("train-0.tar", "more.tar"):
         (root / name).write_bytes(shard({"a": 1})[0])
     assert "more.tar" in refused(root, tmp_path / "scan")
+
+
+def test_a_tar_is_known_by_the_checksum_of_its_header(tmp_path: Path) -> None:
+    """Tars of the seventies have no magic."""
+    header = bytearray(packed({"n01.tar": b""})[:512])
+    header[148:156], header[257:265] = b" " * 8, b"\0" * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    found = {}
+    for name, content in (("v7", header), ("bad", b"x" + header[1:]), ("zeros", bytes(512))):
+        (tmp_path / name).write_bytes(content)
+        found[name] = is_tar(tmp_path / name)
+    assert found == {"v7": True, "bad": False, "zeros": False}
 
 
 def test_a_file_of_unknown_content_is_answered_with_what_is_accepted(tmp_path: Path) -> None:

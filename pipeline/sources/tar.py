@@ -9,7 +9,7 @@ import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import islice
@@ -141,9 +141,11 @@ def _trouble(window: _Window, where: str, end: int, why: str) -> SourceError:
 
 
 def is_tar(path: Path) -> bool:
-    """By the magic of its first header."""
-    with path.open("rb") as file:
-        return file.read(_BLOCK)[257:262] == b"ustar"
+    """By the checksum of its first header, which tars from before the magic `ustar` have, too."""
+    with path.open("rb") as file, suppress(tarfile.HeaderError):
+        tarfile.TarInfo.frombuf(file.read(_BLOCK), "utf-8", "surrogateescape")
+        return True
+    return False
 
 
 def open_tar(path: Path) -> BufferedReader:
