@@ -6,10 +6,14 @@ from pipeline.errors import SourceError
 from pipeline.index import some
 from pipeline.sources.base import Source
 from pipeline.sources.cifar import CifarBinary, CifarPython
+from pipeline.sources.class_tars import ClassTars, WholeTar
 from pipeline.sources.folders import ClassFolders
 from pipeline.sources.idx import Idx
+from pipeline.sources.ilsvrc import IlsvrcTars
+from pipeline.sources.imagenetv2 import ImageNetV2Tar
 from pipeline.sources.parquet import Parquet
 from pipeline.sources.trees import ImageNetV2, Kaggle, TinyImageNet
+from pipeline.sources.webdataset import WebDataset
 
 LAYOUTS: tuple[type[Source], ...] = (  # the first that recognises a path has it
     CifarPython,
@@ -19,6 +23,11 @@ LAYOUTS: tuple[type[Source], ...] = (  # the first that recognises a path has it
     Kaggle,
     TinyImageNet,
     ImageNetV2,
+    IlsvrcTars,
+    WebDataset,
+    ClassTars,
+    ImageNetV2Tar,
+    WholeTar,
     ClassFolders,
 )
 
@@ -27,10 +36,17 @@ def recognise(root: Path) -> Source:
     """The source at `root`, by what is found there."""
     if not root.exists():
         raise SourceError(f"--source {root}: no such file or directory")
-    for layout in LAYOUTS:
-        if layout.recognises(root):
-            return layout(root)
+    for path in (root, *_only_file(root)):
+        for layout in LAYOUTS:
+            if layout.recognises(path):
+                return layout(path)
     raise SourceError(f"--source {root}: {_found(root)}; accepted are\n{accepted()}")
+
+
+def _only_file(root: Path) -> list[Path]:
+    """The one file that a folder holds: a download in a folder of its own."""
+    found = [path for path in root.iterdir() if path.name[0] != "."] if root.is_dir() else []
+    return found if len(found) == 1 and found[0].is_file() else []
 
 
 def accepted() -> str:

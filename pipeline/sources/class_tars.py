@@ -1,0 +1,117 @@
+"""ImageNet-21K and its like: a tar for each class, in a folder or in one large archive."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import SourceError
+from pipeline.index import Scan, some
+from pipeline.sources.base import Source
+from pipeline.sources.gzipped import Gunzip, is_gzip, points_of
+from pipeline.sources.names import FILES, class_names
+from pipeline.sources.tar import Stream, class_images, first_members, open_tar, tars_in, walk
+
+log = logging.getLogger(__name__)
+
+
+class ClassTars(Source):
+    """A folder of `<class>.tar`. Labels: sorted names. All images are train."""
+
+    layout = "class-tars"
+    looks_like = "a folder with <class>.tar for each class (all train), as of ImageNet-21K"
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """Tars, and no folders beside them."""
+        return bool(tars_in(root)) and not any(_visible_folder(e) for e in os.scandir(root))
+
+    def scan(self, scan: Scan) -> None:
+        """Sorted by class; within a class as packed."""
+        tars = tars_in(self.root)
+        _say_left_out(
+            str(self.root),
+            sorted(
+                entry.name
+                for entry in os.scandir(self.root)
+                if not entry.name.startswith(".")
+                and entry.name not in FILES
+                and self.root / entry.name not in tars
+            ),
+        )
+        scan.saw(self.root)
+        for path in tars:
+            with open_tar(path) as stream:
+                members = list(walk(stream, str(path)))
+            if any(member.name.endswith(".tar") for member in members):
+                raise SourceError(
+                    f"{path} holds tars, not the images of a class: if it is the archive of all "
+                    f"classes, use --source {path}"
+                )
+            file = scan.container(path, "bytes")
+            scan.add_class(path.stem, class_images(members, str(path)), file)
+        scan.finish(names=class_names(self.root))
+
+
+class WholeTar(Source):
+    """A tar of `<class>.tar`, plain or in gzip. Labels: sorted names. All images are train."""
+
+    layout = "whole-tar"
+    looks_like = (
+        "a .tar or .tar.gz of <class>.tar (all train), as winter21_whole.tar.gz of ImageNet-21K"
+    )
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """There is a tar among its first files."""
+        return any(member.name.endswith(".tar") for member in first_members(root, 3))
+
+    def scan(self, scan: Scan) -> None:
+        """As packed."""
+        with scanned(self.root, scan) as (stream, file):
+            scan_inner_tars(stream, self.root, scan, file)
+        scan.finish(names=class_names(self.root.parent))
+
+
+@contextmanager
+def scanned(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
+    """(stream of an archive, plain or in gzip, number of its container)."""
+    if is_gzip(path):
+        points = points_of(path, scan.folder)
+        points.clear()
+        with Gunzip(path, points) as gunzip:
+            yield gunzip, scan.container(path, "gzip")
+            gunzip.finish()
+    else:
+        with path.open("rb") as stream:
+            yield stream, scan.container(path, "bytes")
+
+
+def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[str]:
+    """List the images of every `<class>.tar` in the tar that `stream` is; the classes."""
+    classes: set[str] = set()
+    left_out = []
+    for outer in walk(stream, str(path)):
+        if not outer.name.endswith(".tar"):
+            left_out.append(outer.name)
+            continue
+        where = f"{path}: {outer.base}"
+        if outer.stem in classes:
+            raise SourceError(f"{where} comes twice in it")
+        classes.add(outer.stem)
+        members = list(walk(stream, where, outer.offset, outer.size))
+        scan.add_class(outer.stem, class_images(members, where, f"{outer.name}/"), file)
+    if not classes:
+        raise SourceError(f"{path} holds no <class>.tar; {WholeTar.looks_like}")
+    _say_left_out(str(path), left_out)
+    return classes
+
+
+def _say_left_out(where: str, names: list[str]) -> None:
+    if names:
+        log.warning("%s: left out, as they are no <class>.tar: %s", where, some(names))
+
+
+def _visible_folder(entry: "os.DirEntry[str]") -> bool:
+    return entry.is_dir() and not entry.name.startswith(".")
