@@ -197,13 +197,13 @@ def _finished(directory: Path, prep: Preparation, source: Path, progress: Progre
     """The manifest of what is there already; an error if it is not what was asked for."""
     found = manifest.load(directory)
     then = {"preparation": asdict(found.preparation), "source": found.source}
-    asked = {"preparation": asdict(prep), "source": str(source.resolve())}
+    asked = {"preparation": asdict(prep), "source": _root(source, Path(found.source))}
     if changes := difference(then, asked):
         raise ConfigError(
             f"{directory} is finished and was made otherwise: {changes}. Choose another --out or "
             "another dataset name, or --overwrite"
         )
-    if source.exists() and changed_places(source, found.origin):
+    if source.exists() and changed_places(Path(found.source), found.origin):
         _refuse_changed_source(directory, found, source, progress)
     if damaged := quick_check(directory, found):
         raise DamagedError(f"{'; '.join(damaged)}: --overwrite prepares it again")
@@ -211,6 +211,12 @@ def _finished(directory: Path, prep: Preparation, source: Path, progress: Progre
         with _lock(directory):
             shutil.rmtree(directory / JOURNAL, ignore_errors=True)
     return found
+
+
+def _root(source: Path, recorded: Path) -> str:
+    """What the user named, resolved; the recorded archive if it lies alone in that folder."""
+    alone = recorded.parent == source.resolve() and not recorded.is_dir()
+    return str(recorded if alone else source.resolve())
 
 
 def _refuse_changed_source(
