@@ -34,7 +34,7 @@ class Row:
 
 
 def draw(directory: Path, target: Path, count: int = 4) -> None:
-    """Write the sheet of some samples, spread over the largest split."""
+    """Write the sheet of some samples, spread over the largest split; planes are plotted, too."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -42,15 +42,51 @@ def draw(directory: Path, target: Path, count: int = 4) -> None:
 
     found = manifest.load(directory)  # an error for a beton: a sheet needs all planes
     rows = _rows(directory, found, count)
+    prep = found.preparation
+    split = prep.splits > 1
+    heights = [2.8 * split, 3.3 * len(rows)]
+    figure = plt.figure(figsize=(13, sum(heights) + 0.5), layout="constrained")
+    figure.suptitle(f"{prep.dataset} {directory.name}: {prep.splits} planes, {prep.transform}")
+    if split:
+        upper, lower = figure.subfigures(2, 1, height_ratios=heights)
+        _plot_planes(upper, found)
+        _draw_rows(lower, rows)
+    else:
+        _draw_rows(figure, rows)
+    figure.savefig(target, dpi=110)
+    plt.close(figure)
+
+
+def _plot_planes(figure: Any, found: Manifest) -> None:
+    """Energy, bytes and PSNR of each plane, k from left to right."""
+    planes = found.planes
+    k = [plane.k for plane in planes]
+    variance = np.array([np.square(plane.std).sum() for plane in planes])
+    stored = [plane.bytes_per_sample for plane in planes]
+    kept = [plane.psnr_db if plane.psnr_db is not None else np.nan for plane in planes]
+    axes = figure.subplots(1, 3)
+    axes[0].bar(k, 100 * variance / variance.sum())
+    axes[0].set(yscale="log", title="energy of train about the mean, % of all planes")
+    axes[1].bar(k, stored)
+    axes[1].axhline(np.mean(stored), color="black", linewidth=0.8)
+    axes[1].set(title=f"bytes a sample, mean {np.mean(stored):,.0f}")
+    axes[2].plot(k, kept, "o", markersize=4)
+    title = "PSNR, dB" if found.psnr_db is None else f"PSNR, dB; pooled {found.psnr_db:.2f}"
+    axes[2].set(title=title)
+    for axis in axes:
+        axis.set_xlabel("plane k")
+        axis.title.set_fontsize(9)
+        axis.grid(axis="y", alpha=0.3)
+
+
+def _draw_rows(figure: Any, rows: list[Row]) -> None:
     titles = [
         "original",
         "rebuilt",
         f"difference ×{DIFFERENCE_GAIN}",
         f"planes (k ≥ 1: ×{PLANE_GAIN})",
     ]
-    figure, axes = plt.subplots(
-        len(rows), 4, figsize=(13, 3.3 * len(rows) + 0.5), squeeze=False, layout="constrained"
-    )
+    axes = figure.subplots(len(rows), 4, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         for axis, title, pixels in zip(line, titles, _cells(row), strict=True):
             axis.set_axis_off()
@@ -59,10 +95,6 @@ def draw(directory: Path, target: Path, count: int = 4) -> None:
                 axis.set_title(title, fontsize=9)
         line[1].set_title(_rebuilt_title(row), fontsize=9)
         line[0].text(0, -0.03, row.name, transform=line[0].transAxes, fontsize=7, va="top")
-    prep = found.preparation
-    figure.suptitle(f"{prep.dataset} {directory.name}: {prep.splits} planes, {prep.transform}")
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
 
 
 def _cells(row: Row) -> list[NDArray[np.uint8] | None]:
