@@ -48,9 +48,9 @@ def draw(directory: Path, target: Path, count: int = 4) -> None:
     figure = plt.figure(figsize=(13, sum(heights) + 0.5), layout="constrained")
     figure.suptitle(f"{prep.dataset} {directory.name}: {prep.splits} planes, {prep.transform}")
     if split:
-        upper, lower = figure.subfigures(2, 1, height_ratios=heights)
-        _plot_planes(upper, found)
-        _draw_rows(lower, rows)
+        halves: Any = figure.subfigures(2, 1, height_ratios=heights)
+        _plot_planes(halves[0], found)
+        _draw_rows(halves[1], rows)
     else:
         _draw_rows(figure, rows)
     figure.savefig(target, dpi=110)

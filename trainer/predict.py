@@ -42,7 +42,12 @@ class Classifier:
         probabilities = np.exp(fused - fused.max())
         probabilities /= probabilities.sum()
         best = np.argsort(-probabilities, kind="stable")[:top]
-        return [(self.data.classes[c], float(probabilities[c])) for c in best]
+        return [(self._name(c), float(probabilities[c])) for c in best]
+
+    def _name(self, label: int) -> str:
+        """`n01440764 tench`: the class, and its name where the source had one."""
+        key, names = self.data.classes[label], self.data.class_names
+        return key if names is None or names[label] == key else f"{key} {names[label]}"
 
     @torch.inference_mode()
     def _logits(self, planes: NDArray[np.int8]) -> NDArray[np.float32]:
