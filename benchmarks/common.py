@@ -48,8 +48,7 @@ def images(source: Path) -> list[Path]:
 @contextmanager
 def linked(source: Path, copies: int) -> Iterator[Path]:
     """A folder with `copies` links to each image of `source`, in ten class folders."""
-    beside = source.parent if os.access(source.parent, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=beside) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         for i, path in enumerate(images(source)):
             target = Path(folder) / f"class_{i % 10}"
             target.mkdir(exist_ok=True)
@@ -62,8 +61,8 @@ def prepare_quietly(
     prep: Preparation, source: Path, out: Path, workers: int
 ) -> tuple[Path, Manifest]:
     """The command `prepare` without its progress bar: (directory, manifest)."""
-    directory, manifest, _ = prepare(
+    done = prepare(
         prep, source, out, workers=workers, max_bad=None,
         progress=lambda what, total, unit: nullcontext(lambda count, note="": None),
     )  # fmt: skip
-    return directory, manifest
+    return done.directory, done.manifest
