@@ -131,13 +131,15 @@ class Processor:
     ) -> None:
         if self.splitter is None or self.planes is None:
             payloads[0].append(self.encode(pixels))
-            add_moments(pixels.transpose(2, 0, 1)[None], moments.first, moments.second)
+            flat = pixels.transpose(2, 0, 1).reshape(1, pixels.shape[2], -1)
+            add_moments(flat, moments.first, moments.second)
             moments.pixels += pixels.shape[0] * pixels.shape[1]
             return
         self.splitter.split(pixels, self.planes, moments.clipped)
         for plane, payload in zip(self.planes, payloads, strict=True):
             payload.append(self.encode(plane))
-        add_moments(self.planes, moments.first, moments.second)
+        n, channels = self.planes.shape[:2]
+        add_moments(self.planes.reshape(n, channels, -1), moments.first, moments.second)
         moments.pixels += self.planes[0, 0].size
 
     def _measure(self, pixels: NDArray[np.uint8], payloads: list[list[bytes]]) -> Errors:
