@@ -15,7 +15,7 @@ import numpy as np
 import threadpoolctl
 from common import images, report
 
-from pipeline.codec import encoder
+from pipeline.codec import Payloads, encoder
 from pipeline.imaging import load
 from pipeline.options import preparation
 from pipeline.splitter import Splitter
@@ -31,15 +31,15 @@ def measure(paths: list[Path], p: int, transform: str, step: float) -> tuple[flo
     prep = preparation("photos", p * p, size=SIZES[p], transform=transform, step=step)
     splitter, encode = Splitter(prep), encoder(prep)
     planes, clipped = splitter.empty(), np.zeros(prep.splits, np.int64)
-    squares, values, stored = 0.0, 0, 0
+    squares, values, payloads = 0.0, 0, Payloads(prep.splits)
     for path in paths:
         pixels, _ = load(path.read_bytes(), prep)
         splitter.split(pixels, planes, clipped)
         error = splitter.rebuild(planes).astype(np.float64) - pixels
         squares += float((error * error).sum())
         values += error.size
-        stored += sum(len(encode(plane)) for plane in planes)
-    return 10 * math.log10(255**2 * values / squares), stored / len(paths) / prep.splits
+        encode(planes, payloads)
+    return 10 * math.log10(255**2 * values / squares), payloads.total / len(paths) / prep.splits
 
 
 def best(task: tuple[list[Path], int, str]) -> dict[str, object]:
@@ -64,7 +64,7 @@ def main() -> None:
     tasks = [(paths, p, transform) for p in SIZES for transform in TRANSFORMS]
     with get_context("spawn").Pool(2) as pool:
         rows = pool.map(best, tasks, chunksize=1)
-    report("size", images=len(paths), codec="zstd level 1", rows=rows)
+    report("size", images=len(paths), codec="zstd", rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,21 @@
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.fft import dct, dctn
 
 from pipeline import transforms
+from pipeline.codec import Payloads
+from pipeline.kernels.frames import BLOCK, compress_planes
 from pipeline.kernels.gather import gather
 from pipeline.kernels.moments import add_moments
 from pipeline.kernels.project import FRACTION_BITS, GROUP, fold, weigh
 from pipeline.kernels.quantise import ROUNDING, quantise_row
 from pipeline.options import preparation
 from pipeline.splitter import Splitter, sparse
+from pipeline.zstd import CompressionContext
 
 RGB_AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 KINDS = ("noise", "black", "white", "checkers", "red", "ramp")
@@ -229,3 +233,48 @@ def test_a_flat_image_never_clips(p: int) -> None:
         splitter = Splitter(preparation("any", p * p, size=p, transform=transform))
         for kind in ("black", "white"):
             assert not split(splitter, image_of(kind, p, 3))[1].any()
+
+
+@pytest.mark.parametrize("length", [1, 12, 75, 9408, BLOCK - 3, BLOCK, 2 * BLOCK + 5])
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.05, 1.0])
+def test_frames_hold_the_planes(length: int, density: float) -> None:
+    """Sparse planes, full ones and empty ones, of odd sizes and of more than one block."""
+    rng = np.random.default_rng(length)
+    planes = rng.integers(-127, 128, (3, length)).astype(np.int8)
+    planes *= rng.random(planes.shape) < density
+    context = CompressionContext()
+    out, sizes = np.empty(4 * length + 2000, np.uint8), np.empty(3, np.uint32)
+    total = compress_planes(context.address, planes, out, sizes)
+    assert total == sizes.sum()
+    for plane, end, size in zip(planes, np.cumsum(sizes), sizes, strict=True):
+        frame = out[end - size : end].tobytes()
+        parameters = zstandard.get_frame_parameters(frame)
+        assert (parameters.content_size, parameters.has_checksum) == (length, True)
+        assert zstandard.ZstdDecompressor().decompress(frame) == plane.tobytes()
+    assert compress_planes(context.address, planes, out[: total - 1], sizes) == -1
+
+
+def test_frames_do_not_depend_on_what_was_compressed_before() -> None:
+    rng = np.random.default_rng(0)
+    planes = rng.integers(-2, 3, (5, 3000)).astype(np.int8)
+    context, frames = CompressionContext(), []
+    for order in (slice(None), slice(None, None, -1)):
+        out, sizes = np.empty(50_000, np.uint8), np.empty(5, np.uint32)
+        compress_planes(context.address, np.ascontiguousarray(planes[order]), out, sizes)
+        pieces = np.split(out[: sizes.sum()], np.cumsum(sizes)[:-1])
+        frames.append([piece.tobytes() for piece in pieces[order]])
+    assert frames[0] == frames[1]
+
+
+def test_payloads_are_grouped_by_plane() -> None:
+    rng = np.random.default_rng(0)
+    pieces = [[rng.bytes(int(n)) for n in rng.integers(0, 400_000, 4)] for _ in range(3)]
+    payloads = Payloads(4)
+    for sample in pieces:
+        whole = np.frombuffer(b"".join(sample), np.uint8)
+        payloads.room(len(whole))[: len(whole)] = whole
+        payloads.added(np.array([len(piece) for piece in sample], np.uint32))
+        assert payloads.last() == whole.tobytes()
+    out = np.empty(payloads.total, np.uint8)
+    payloads.group(out)
+    assert out.tobytes() == b"".join(sample[k] for k in range(4) for sample in pieces)
