@@ -71,14 +71,15 @@ def encoder(prep: Preparation) -> Encoder:
     (H, W, C) uint8, and adds them to payloads.
     """
     if prep.codec == "zstd":
-        return _zstd()
+        return _zstd(search=prep.transform == "none" or prep.p == 2)
     if prep.splits == 1:
         return _jpeg if prep.codec == "jpeg" else _raw_image
     return _raw_planes
 
 
-def _zstd() -> Encoder:
-    from pipeline.kernels.frames import compress_planes
+def _zstd(search: bool) -> Encoder:
+    """search: let libzstd look for matches, which pays for planes that still look like images."""
+    from pipeline.kernels.frames import compress_planes, room_for
     from pipeline.zstd import CompressionContext
 
     context = CompressionContext()
@@ -86,8 +87,8 @@ def _zstd() -> Encoder:
     def encode(planes: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
         flat = planes.reshape(len(planes), -1)
         sizes = np.empty(len(flat), np.uint32)
-        room = payloads.room(len(flat) * (flat.shape[1] + flat.shape[1] // 128 + 512))
-        if compress_planes(context.address, flat, room, sizes) < 0:
+        room = payloads.room(len(flat) * room_for(flat.shape[1]))
+        if compress_planes(context.address, search, flat, room, sizes) < 0:
             raise RuntimeError("libzstd refused a plane")
         payloads.added(sizes)
 

@@ -15,7 +15,7 @@ Values = NDArray[np.float32]
 class Splitter:
     """The split, transform, colour rotation and quantiser of one `Preparation` (splits > 1).
 
-    planes = round((C · X · Rᵀ − offset) / step), with C over phases and R over colours.
+    planes = quantised((C · X · Rᵀ − offset) / step), with C over phases and R over colours.
     """
 
     def __init__(self, prep: Preparation) -> None:

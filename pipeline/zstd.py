@@ -15,15 +15,14 @@ import zstandard
 
 from pipeline.errors import ConfigError
 
-# The name that `pipeline.kernels.frames` links against; numba's cache on disk keeps the name,
+# Names that `pipeline.kernels.frames` links against; numba's cache on disk keeps the name,
 # not the address.
+COMPRESS = "spectral_ZSTD_compress2"
 COMPRESS_SEQUENCES = "spectral_ZSTD_compressSequences"
 
 # ZSTD_cParameter of zstd.h. The three of four digits are among its experimental ones.
 _PARAMETERS = {
-    100: 1,  # compressionLevel: the cheap choices of the entropy stage
-    102: 6,  # hashLog and
-    103: 6,  # chainLog: no match finder runs, so its tables are as small as can be
+    100: 1,  # compressionLevel
     201: 1,  # checksumFlag
     1002: 1,  # literalCompressionMode: always tried
     1008: 1,  # blockDelimiters: explicit
@@ -37,7 +36,10 @@ def _library() -> ctypes.CDLL:
     for name in (*map(str, pinned), "libzstd.so.1"):
         try:
             library = ctypes.CDLL(name)
-            address = ctypes.cast(library.ZSTD_compressSequences, ctypes.c_void_p).value
+            functions = {
+                COMPRESS: library.ZSTD_compress2,
+                COMPRESS_SEQUENCES: library.ZSTD_compressSequences,
+            }
         except (OSError, AttributeError):
             continue
         library.ZSTD_createCCtx.restype = ctypes.c_void_p
@@ -47,7 +49,9 @@ def _library() -> ctypes.CDLL:
         library.ZSTD_CCtx_setParameter.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         library.ZSTD_versionString.restype = ctypes.c_char_p
         library.ZSTD_versionString.argtypes = []
-        llvmlite.binding.add_symbol(COMPRESS_SEQUENCES, address)
+        for symbol, function in functions.items():
+            address = ctypes.cast(function, ctypes.c_void_p).value
+            llvmlite.binding.add_symbol(symbol, address)
         return library
     raise ConfigError("no libzstd with ZSTD_compressSequences: install Debian's libzstd1")
 

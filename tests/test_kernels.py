@@ -9,7 +9,7 @@ from scipy.fft import dct, dctn
 
 from pipeline import transforms
 from pipeline.codec import Payloads
-from pipeline.kernels.frames import BLOCK, compress_planes
+from pipeline.kernels.frames import BLOCK, compress_planes, room_for
 from pipeline.kernels.gather import gather
 from pipeline.kernels.moments import add_moments
 from pipeline.kernels.project import FRACTION_BITS, GROUP, fold, weigh
@@ -235,32 +235,35 @@ def test_a_flat_image_never_clips(p: int) -> None:
             assert not split(splitter, image_of(kind, p, 3))[1].any()
 
 
+@pytest.mark.parametrize("search", [False, True])
 @pytest.mark.parametrize("length", [1, 12, 75, 9408, BLOCK - 3, BLOCK, 2 * BLOCK + 5])
 @pytest.mark.parametrize("density", [0.0, 0.001, 0.05, 1.0])
-def test_frames_hold_the_planes(length: int, density: float) -> None:
+def test_frames_hold_the_planes(length: int, density: float, search: bool) -> None:
     """Sparse planes, full ones and empty ones, of odd sizes and of more than one block."""
     rng = np.random.default_rng(length)
     planes = rng.integers(-127, 128, (3, length)).astype(np.int8)
     planes *= rng.random(planes.shape) < density
     context = CompressionContext()
-    out, sizes = np.empty(4 * length + 2000, np.uint8), np.empty(3, np.uint32)
-    total = compress_planes(context.address, planes, out, sizes)
+    out, sizes = np.empty(3 * room_for(length), np.uint8), np.empty(3, np.uint32)
+    total = compress_planes(context.address, search, planes, out, sizes)
     assert total == sizes.sum()
     for plane, end, size in zip(planes, np.cumsum(sizes), sizes, strict=True):
         frame = out[end - size : end].tobytes()
         parameters = zstandard.get_frame_parameters(frame)
         assert (parameters.content_size, parameters.has_checksum) == (length, True)
         assert zstandard.ZstdDecompressor().decompress(frame) == plane.tobytes()
-    assert compress_planes(context.address, planes, out[: total - 1], sizes) == -1
+    for little in (0, 1, 17, len(out) // 3 - 1):
+        assert compress_planes(context.address, search, planes, out[:little], sizes) == -1
 
 
-def test_frames_do_not_depend_on_what_was_compressed_before() -> None:
+@pytest.mark.parametrize("search", [False, True])
+def test_frames_do_not_depend_on_what_was_compressed_before(search: bool) -> None:
     rng = np.random.default_rng(0)
     planes = rng.integers(-2, 3, (5, 3000)).astype(np.int8)
     context, frames = CompressionContext(), []
     for order in (slice(None), slice(None, None, -1)):
         out, sizes = np.empty(50_000, np.uint8), np.empty(5, np.uint32)
-        compress_planes(context.address, np.ascontiguousarray(planes[order]), out, sizes)
+        compress_planes(context.address, search, np.ascontiguousarray(planes[order]), out, sizes)
         pieces = np.split(out[: sizes.sum()], np.cumsum(sizes)[:-1])
         frames.append([piece.tobytes() for piece in pieces[order]])
     assert frames[0] == frames[1]
