@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def _figures(looks: list[tuple[float, int, float, float]]) -> dict[str, Any]:
     ended = max(i for i, look in enumerate(looks) if look[1] > looks[i - 1][1])
     used = looks[started : ended + 1]
     bounds = [used[round(i * (len(used) - 1) / 5)] for i in range(6)]
-    pairs = list(zip(bounds, bounds[1:], strict=False))
+    pairs = list(pairwise(bounds))
     return {
         "images_per_s_by_fifths": [round((b[1] - a[1]) / (b[0] - a[0])) for a, b in pairs],
         "parent_mb_by_fifths": [round(b[2]) for _, b in pairs],

@@ -15,19 +15,84 @@ from PIL import Image
 
 from pipeline.options import Preparation
 
-ZSTD_LEVEL = 1
+Bytes = NDArray[np.uint8]
+Encoder = Callable[[NDArray[np.int8] | NDArray[np.uint8], "Payloads"], None]
 
-Encoder = Callable[[NDArray[np.int8] | NDArray[np.uint8]], bytes]
+
+class Payloads:
+    """The payloads of a chunk, sample after sample, in memory that grows and is used again."""
+
+    def __init__(self, splits: int) -> None:
+        self.splits = splits
+        self._memory = np.empty(1 << 20, np.uint8)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all samples."""
+        self.total = 0
+        self._sizes: list[NDArray[np.uint32]] = []
+
+    def room(self, size: int) -> Bytes:
+        """The free part of the memory, at least `size` bytes, for the next sample's payloads."""
+        if self.total + size > len(self._memory):
+            grown = np.empty(2 * (self.total + size), np.uint8)
+            grown[: self.total] = self._memory[: self.total]
+            self._memory = grown
+        return self._memory[self.total :]
+
+    def added(self, sizes: NDArray[np.uint32]) -> None:
+        """The next sample's payloads lie end to end in `room`: bytes of each plane, (N,)."""
+        self._sizes.append(sizes)
+        self.total += int(sizes.sum(dtype=np.int64))
+
+    def append(self, payload: bytes | Bytes) -> None:
+        """The next sample, whose payloads all have the same size."""
+        size = len(payload)
+        self.room(size)[:size] = np.frombuffer(payload, np.uint8)
+        self.added(np.full(self.splits, size // self.splits, np.uint32))
+
+    def last(self) -> bytes:
+        """The last sample's payloads, end to end."""
+        return self._memory[self.total - int(self._sizes[-1].sum()) : self.total].tobytes()
+
+    def sizes(self) -> NDArray[np.uint32]:
+        """Bytes of each payload, (m, N)."""
+        return np.array(self._sizes, np.uint32).reshape(-1, self.splits)
+
+    def group(self, out: Bytes) -> None:
+        """Copy all to `out`: plane 0 of every sample, then plane 1, and so on."""
+        from pipeline.kernels.frames import group_payloads
+
+        group_payloads(self._memory, self.sizes(), out)
 
 
 def encoder(prep: Preparation) -> Encoder:
-    """The function that codes one plane (C, h, w) int8, or one image (H, W, C) uint8."""
+    """The function that codes all planes (N, C, h, w) int8 of a sample, or its one image
+    (H, W, C) uint8, and adds them to payloads.
+    """
     if prep.codec == "zstd":
-        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
-        return lambda plane: compressor.compress(plane.data)
+        return _zstd(search=prep.transform == "none" or prep.p == 2)
     if prep.splits == 1:
         return _jpeg if prep.codec == "jpeg" else _raw_image
-    return _raw_plane
+    return _raw_planes
+
+
+def _zstd(search: bool) -> Encoder:
+    """search: let libzstd look for matches, which pays for planes that still look like images."""
+    from pipeline.kernels.frames import compress_planes, room_for
+    from pipeline.zstd import CompressionContext
+
+    context = CompressionContext()
+
+    def encode(planes: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
+        flat = planes.reshape(len(planes), -1)
+        sizes = np.empty(len(flat), np.uint32)
+        room = payloads.room(len(flat) * room_for(flat.shape[1]))
+        if compress_planes(context.address, search, flat, room, sizes) < 0:
+            raise RuntimeError("libzstd refused a plane")
+        payloads.added(sizes)
+
+    return encode
 
 
 def decode_plane(payload: bytes, codec: str, shape: tuple[int, int, int]) -> NDArray[np.int8]:
@@ -58,15 +123,16 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return zstandard.ZstdDecompressor()
 
 
-def _raw_plane(plane: NDArray[np.int8] | NDArray[np.uint8]) -> bytes:
-    return (plane.view(np.uint8) ^ 128).transpose(1, 2, 0).tobytes()
+def _raw_planes(planes: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
+    shifted: Bytes = planes.view(np.uint8) ^ np.uint8(128)
+    payloads.append(shifted.transpose(0, 2, 3, 1).ravel())
 
 
-def _raw_image(image: NDArray[np.int8] | NDArray[np.uint8]) -> bytes:
-    return image.tobytes()
+def _raw_image(image: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
+    payloads.append(image.tobytes())
 
 
-def _jpeg(image: NDArray[np.int8] | NDArray[np.uint8]) -> bytes:
+def _jpeg(image: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
     """Quality 90 with 4:2:0 colour, as FFCV writes; up to 64 px 95 with 4:4:4."""
     small = max(image.shape[:2]) <= 64
     out = io.BytesIO()
@@ -74,4 +140,4 @@ def _jpeg(image: NDArray[np.int8] | NDArray[np.uint8]) -> bytes:
     Image.fromarray(pixels).save(
         out, "JPEG", quality=95 if small else 90, subsampling=0 if small else 2
     )
-    return out.getvalue()
+    payloads.append(out.getvalue())

@@ -289,9 +289,10 @@ def _remove(directory: Path) -> None:
 def _versions() -> dict[str, str]:
     """What decides on the bytes of a shard, beside the options."""
     import PIL
-    import zstandard
     from PIL import features
 
+    from pipeline.zstd import zstd_version
+
     libraries = {name: str(features.version(name)) for name in ("libjpeg_turbo", "webp")}
-    zstd = ".".join(map(str, zstandard.ZSTD_VERSION))
-    return {"spectral": __version__, "pillow": PIL.__version__, "zstd": zstd, **libraries}
+    own = {"spectral": __version__, "pillow": PIL.__version__, "zstd": zstd_version()}
+    return {**own, **libraries}

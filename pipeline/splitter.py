@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import transforms
-from pipeline.kernels.project import FRACTION_BITS
+from pipeline.kernels.project import FRACTION_BITS, GROUP
 from pipeline.options import Preparation
 
 Planes = NDArray[np.int8]
@@ -15,7 +15,7 @@ Values = NDArray[np.float32]
 class Splitter:
     """The split, transform, colour rotation and quantiser of one `Preparation` (splits > 1).
 
-    planes = round((C · X · Rᵀ − offset) / step), with C over phases and R over colours.
+    planes = quantised((C · X · Rᵀ − offset) / step), with C over phases and R over colours.
     """
 
     def __init__(self, prep: Preparation) -> None:
@@ -26,8 +26,12 @@ class Splitter:
         self._colour32 = self.colour.astype(np.float32)
         self.steps = transforms.steps(prep.p, prep.transform, prep.step)
         self.offsets = transforms.offsets(prep.p, prep.transform, prep.channels)
-        self._weights = np.rint(self.matrix * 2.0**FRACTION_BITS).astype(np.int32)
-        self._parity = _parity(self._weights)
+        self._columns = tuple(range(prep.p))
+        self._fold = transforms.folding(prep.p, prep.transform)
+        self._weights, self._rows, self._lengths = sparse(self.matrix, self._fold)
+        self._values = np.empty(
+            (prep.splits, prep.channels, prep.plane_shape[1] * prep.plane_shape[2]), np.int16
+        )
         norm = transforms.COLOUR_NORM if prep.channels == 3 else np.ones(1)
         fixed = 2.0 * 2.0**FRACTION_BITS  # values are doubled, the matrix is fixed point
         self._scale = (1.0 / (fixed * np.outer(self.steps, norm))).astype(np.float32)
@@ -35,9 +39,12 @@ class Splitter:
     def split(self, image: Pixels, planes: Planes, clipped: NDArray[np.int64]) -> None:
         """Fill `planes` (N, channels, h, w) from `image` (H, W, channels); count what clips."""
         from pipeline.kernels.analyse import analyse
+        from pipeline.kernels.gather import gather
 
-        block = self.prep.layout == "block"
-        analyse(image, self._weights, self._parity, self._scale, block, planes, clipped)
+        gather(image, self._columns, self.prep.layout == "block", self._values)
+        flat = planes.reshape(self._values.shape)
+        analyse(self._values, self._fold, self._weights, self._rows, self._lengths,
+                self._scale, flat, clipped)  # fmt: skip
 
     def empty(self) -> Planes:
         """An array for `split` to fill."""
@@ -65,12 +72,26 @@ class Splitter:
         return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def _parity(weights: NDArray[np.int32]) -> NDArray[np.int8]:
-    """+1 for symmetric rows, −1 for antisymmetric ones, else 0: (N,)."""
-    mirrored = weights[:, ::-1]
-    even = (weights == mirrored).all(axis=1)
-    odd = (weights == -mirrored).all(axis=1)
-    return np.where(even, 1, np.where(odd, -1, 0)).astype(np.int8)
+def sparse(
+    matrix: NDArray[np.float64], pairs: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """`matrix` in fixed point, for values that `fold` has folded: weights that are not 0
+    and their rows (both (N, M), each row padded with weights of 0 to a multiple of GROUP),
+    and how many are in use (N,).
+    """
+    folded = matrix.copy()
+    for a, b in pairs:
+        one, other = folded[:, a].copy(), folded[:, b].copy()
+        folded[:, a], folded[:, b] = (one + other) / 2, (one - other) / 2
+    fixed = np.rint(folded * 2.0**FRACTION_BITS).astype(np.int32)
+    used = np.count_nonzero(fixed, axis=1)
+    lengths = -(-used // GROUP) * GROUP
+    weights = np.zeros((len(matrix), lengths.max()), np.int32)
+    rows = np.zeros(weights.shape, np.int64)
+    for k, row in enumerate(fixed):
+        rows[k, : used[k]] = np.flatnonzero(row)
+        weights[k, : used[k]] = row[rows[k, : used[k]]]
+    return weights, rows, lengths
 
 
 def _phases(image: Pixels, p: int, layout: str) -> Values:

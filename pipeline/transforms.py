@@ -87,6 +87,25 @@ def offsets(p: int, transform: str, channels: int) -> NDArray[np.float64]:
     return np.asarray(MID_GREY * np.outer(planes, axes))
 
 
+def folding(p: int, transform: str) -> NDArray[np.int64]:
+    """Pairs (a, b) of phases whose sum and difference replace them, in this order: (L, 2).
+
+    Rows of C are symmetric or antisymmetric under the mirrors taken here, so that half of
+    the weights on what replaces the phases are 0: `dct2`: both mirrors of (r, c). `dct`:
+    n → N−1−n, and that of the sums once more where their number is even.
+    """
+    n = p * p
+    pairs: list[tuple[int, int]] = []
+    if transform == "dct2":
+        pairs += [(r * p + c, (p - 1 - r) * p + c) for r in range(p // 2) for c in range(p)]
+        pairs += [(r * p + c, r * p + p - 1 - c) for r in range(p) for c in range(p // 2)]
+    elif transform == "dct":
+        pairs += [(i, n - 1 - i) for i in range(n // 2)]
+        if n % 2 == 0:
+            pairs += [(i, n // 2 - 1 - i) for i in range(n // 4)]
+    return np.array(pairs, np.int64).reshape(-1, 2)
+
+
 def flip_sign(p: int, transform: str, k: int, flip: str) -> int:
     """±1 if flipping an image equals ± the flip of its plane k; 0 where it does not.
 

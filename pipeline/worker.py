@@ -15,7 +15,7 @@ import numpy as np
 import threadpoolctl
 from numpy.typing import NDArray
 
-from pipeline.codec import decode_whole, encoder
+from pipeline.codec import Payloads, decode_whole, encoder
 from pipeline.errors import BadImageError, SpectralError, describe
 from pipeline.imaging import load
 from pipeline.index import Container
@@ -114,14 +114,14 @@ class Processor:
 
     def __init__(self, prep: Preparation, reader: Reader) -> None:
         self.prep, self.reader = prep, reader
-        self.encode = encoder(prep)
+        self.encode, self.payloads = encoder(prep), Payloads(prep.splits)
         self.splitter = Splitter(prep) if prep.splits > 1 else None
         self.planes = self.splitter.empty() if self.splitter else None
 
-    def process(self, task: Task) -> tuple[Chunk, list[list[bytes]]]:
-        """The chunk, and the payloads of each plane."""
+    def process(self, task: Task) -> Chunk:
+        """The chunk; its payloads lie in `payloads` until the next call."""
         prep = self.prep
-        payloads: list[list[bytes]] = [[] for _ in range(prep.splits)]
+        self.payloads.clear()
         train, rest, errors = Moments.zero(prep), Moments.zero(prep), Errors.zero(prep)
         shapes = np.zeros((len(task.places), 2), np.int32)
         reasons: list[str | None] = []
@@ -137,31 +137,29 @@ class Processor:
             stored_shapes.append(
                 pixels.shape[:2] if self.splitter is None else prep.plane_shape[1:]
             )
-            self._store(pixels, payloads, train if i < task.train else rest)
+            self._store(pixels, train if i < task.train else rest)
             if measured:
-                errors.add(self._measure(pixels, payloads))
-        sizes = np.array([[len(x) for x in plane] for plane in payloads], np.uint32)
+                errors.add(self._measure(pixels))
+        sizes = np.ascontiguousarray(self.payloads.sizes().T)
         shape_table = np.array(stored_shapes, np.int32).reshape(-1, 2)
-        chunk = Chunk(task.number, reasons, shapes, sizes, shape_table, train, rest, errors)
-        return chunk, payloads
+        return Chunk(task.number, reasons, shapes, sizes, shape_table, train, rest, errors)
 
-    def _store(
-        self, pixels: NDArray[np.uint8], payloads: list[list[bytes]], moments: Moments
-    ) -> None:
+    def _store(self, pixels: NDArray[np.uint8], moments: Moments) -> None:
+        planes: NDArray[Any]
         if self.splitter is None or self.planes is None:
-            payloads[0].append(self.encode(pixels))
-            add_moments(pixels.transpose(2, 0, 1)[None], moments.first, moments.second)
-            moments.pixels += pixels.shape[0] * pixels.shape[1]
-            return
-        self.splitter.split(pixels, self.planes, moments.clipped)
-        for plane, payload in zip(self.planes, payloads, strict=True):
-            payload.append(self.encode(plane))
-        add_moments(self.planes, moments.first, moments.second)
-        moments.pixels += self.planes[0, 0].size
+            self.encode(pixels, self.payloads)
+            planes = pixels.transpose(2, 0, 1).reshape(1, pixels.shape[2], -1)
+        else:
+            self.splitter.split(pixels, self.planes, moments.clipped)
+            self.encode(self.planes, self.payloads)
+            planes = self.planes.reshape(self.prep.splits, self.prep.channels, -1)
+        add_moments(planes, moments.first, moments.second)
+        moments.pixels += planes.shape[2]
 
-    def _measure(self, pixels: NDArray[np.uint8], payloads: list[list[bytes]]) -> Errors:
+    def _measure(self, pixels: NDArray[np.uint8]) -> Errors:
         if self.splitter is None or self.planes is None:
-            stored = decode_whole(payloads[0][-1], self.prep.codec, _channels_first(pixels))
+            shape = _channels_first(pixels)
+            stored = decode_whole(self.payloads.last(), self.prep.codec, shape)
             error = _squares(stored.astype(np.float32) - pixels)
             return Errors(1, pixels.size, error, np.array([error]))
         rebuilt = self.splitter.rebuild(self.planes)
@@ -202,12 +200,13 @@ def work(
         room = slots[slot * memory.slot_bytes : (slot + 1) * memory.slot_bytes]
         try:
             task.data = _fed(task, room)
-            chunk, payloads = processor.process(task)
-            blob = b"".join(b"".join(plane) for plane in payloads)
-            if len(blob) <= len(room):
-                room[: len(blob)] = blob
+            chunk, payloads = processor.process(task), processor.payloads
+            if payloads.total <= len(room):
+                payloads.group(np.frombuffer(room, np.uint8))
             else:
-                chunk.inline = blob
+                blob = np.empty(payloads.total, np.uint8)
+                payloads.group(blob)
+                chunk.inline = blob.tobytes()
             answer: Chunk | str = chunk
         except OSError as error:
             answer = describe(error)

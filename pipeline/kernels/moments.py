@@ -2,31 +2,45 @@
 
 from typing import Any
 
+import numpy as np
+
 from pipeline.kernels.jit import kernel
+
+PIECE = 32768  # as many squares of 255 fit into an int32
 
 
 @kernel
 def add_moments(planes: Any, first: Any, second: Any) -> None:
     """Add Σ q_a and Σ q_a·q_b over pixels, for every plane and pair of channels.
 
-    planes: (N, C, h, w) integers. first: (N, C), second: (N, C, C), both int64.
+    planes: (N, C, J) integers of 8 bits. first: (N, C), second: (N, C, C), both int64.
     Second moments across channels let the reader normalise after it has undone the
-    colour rotation. A row of 4096 squares of 255 fits into an int32.
+    colour rotation.
     """
-    channels = planes.shape[1]
-    for k in range(planes.shape[0]):
-        for y in range(planes.shape[2]):
+    count, channels, size = planes.shape
+    for k in range(count):
+        for start in range(0, size, PIECE):
+            piece = planes[k, :, start : start + PIECE]
             for a in range(channels):
-                row_a = planes[k, a, y]
-                total = 0
-                for x in range(row_a.shape[0]):
-                    total += row_a[x]
-                first[k, a] += total
+                first[k, a] += _sum(piece[a])
                 for b in range(a, channels):
-                    row_b = planes[k, b, y]
-                    product = 0
-                    for x in range(row_a.shape[0]):
-                        product += int(row_a[x]) * int(row_b[x])
+                    product = _dot(piece[a], piece[b])
                     second[k, a, b] += product
                     if a != b:
                         second[k, b, a] += product
+
+
+@kernel
+def _sum(values: Any) -> Any:
+    total = np.int32(0)
+    for x in range(values.size):
+        total = np.int32(total + values[x])
+    return total
+
+
+@kernel
+def _dot(one: Any, other: Any) -> Any:
+    total = np.int32(0)
+    for x in range(one.size):
+        total = np.int32(total + np.int32(one[x]) * np.int32(other[x]))
+    return total

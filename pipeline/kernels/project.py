@@ -1,7 +1,8 @@
-"""A fixed-point orthonormal transform across phases: int32 in, int32 out, exact.
+"""A fixed-point orthonormal transform across phases, exact: int16 in, int32 out.
 
 Integer sums do not depend on their order, so flips of an image stay exact flips of
-its planes and the bytes are the same on every machine.
+its planes and the bytes are the same on every machine. Sums and differences of
+mirrored phases are taken once for all planes; most weights then are 0.
 """
 
 from typing import Any
@@ -12,39 +13,39 @@ from pipeline.kernels.jit import kernel
 # to 1024 fits into an int32.
 FRACTION_BITS = 16
 
+GROUP = 9  # rows that `weigh` adds in one pass
+
 
 @kernel
-def fold(values: Any, even: Any, odd: Any) -> None:
-    """even[n] = values[n] + values[N−1−n], odd[n] = the difference; the middle stays alone.
+def fold(values: Any, pairs: Any) -> None:
+    """values[a], values[b] = their sum, their difference, for each (a, b) of `pairs` in turn.
 
-    values: (N, J) int32; even, odd: (ceil(N/2), J) int32.
+    values: (N, J) int16, at most 1020 in size, so that up to 5 turns fit. pairs: (L, 2).
     """
-    last = values.shape[0] - 1
-    for n in range(even.shape[0]):
-        mirror = last - n
-        if mirror == n:
-            for j in range(values.shape[1]):
-                even[n, j] = values[n, j]
-                odd[n, j] = 0
-        else:
-            for j in range(values.shape[1]):
-                even[n, j] = values[n, j] + values[mirror, j]
-                odd[n, j] = values[n, j] - values[mirror, j]
+    for i in range(pairs.shape[0]):
+        first, second = values[pairs[i, 0]], values[pairs[i, 1]]
+        for j in range(first.size):
+            a, b = first[j], second[j]
+            first[j] = a + b
+            second[j] = a - b
 
 
 @kernel
-def weigh(weights: Any, values: Any, out: Any) -> None:
-    """out[j] = Σₙ weights[n]·values[n, j], four rows a pass. weights: (M,), values: (M, J)."""
-    full = weights.shape[0] // 4 * 4
-    for j in range(out.shape[0]):
-        out[j] = 0
-    for n in range(0, full, 4):
-        a, b, c, d = weights[n], weights[n + 1], weights[n + 2], weights[n + 3]
-        v0, v1, v2, v3 = values[n], values[n + 1], values[n + 2], values[n + 3]
-        for j in range(out.shape[0]):
-            out[j] += a * v0[j] + b * v1[j] + c * v2[j] + d * v3[j]
-    for n in range(full, weights.shape[0]):
-        a = weights[n]
-        v0 = values[n]
-        for j in range(out.shape[0]):
-            out[j] += a * v0[j]
+def weigh(weights: Any, rows: Any, values: Any, out: Any) -> None:
+    """out[j] = Σᵢ weights[i]·values[rows[i], j], `GROUP` rows a pass.
+
+    weights, rows: (M,), M a multiple of GROUP. values: (N, J) int16, out: (J,) int32.
+    """
+    for i in range(0, weights.size, 9):
+        a, b, c = weights[i], weights[i + 1], weights[i + 2]
+        d, e, f = weights[i + 3], weights[i + 4], weights[i + 5]
+        g, h, k = weights[i + 6], weights[i + 7], weights[i + 8]
+        va, vb, vc = values[rows[i]], values[rows[i + 1]], values[rows[i + 2]]
+        vd, ve, vf = values[rows[i + 3]], values[rows[i + 4]], values[rows[i + 5]]
+        vg, vh, vk = values[rows[i + 6]], values[rows[i + 7]], values[rows[i + 8]]
+        for j in range(out.size):
+            total = a * va[j] + b * vb[j] + c * vc[j] + d * vd[j] + e * ve[j]
+            total += f * vf[j] + g * vg[j] + h * vh[j] + k * vk[j]
+            if i:
+                total += out[j]
+            out[j] = total
