@@ -85,7 +85,7 @@ def draw(curves: dict[tuple[int, str], list[tuple[float, float]]], images: int, 
         axis.axvline(TARGET_DB, color="0.6", lw=1, ls="--")
         axis.set_title(f"p = {p}, {SIZES[p]} px to {SIZES[p] // p} px", fontsize=10)
         axis.set_xlabel("PSNR, pooled (dB)")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max(size for _, size in curves[p, "none"]))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("bytes a sample and plane")
