@@ -28,6 +28,7 @@ STEPS = [step / 2 for step in range(28, 11, -1)]
 DRAWN_P = (2, 4, 6)
 DRAWN_STEPS = (7.0, 8.5, 10.5, 13.0, 16.0)
 COLOURS = {"dct": "#2166ac", "dct2": "#b2182b", "none": "#4d4d4d"}
+BESIDE = {"dct": (-3, 6), "dct2": (-3, -12), "none": (-3, 6)}  # of each point, in pt
 
 
 def measure(paths: list[Path], p: int, transform: str, step: float) -> tuple[float, float]:
@@ -79,16 +80,16 @@ def draw(curves: dict[tuple[int, str], list[tuple[float, float]]], images: int, 
             axis.plot(*zip(*points, strict=True), "o-", ms=4, lw=1.5,
                       color=COLOURS[transform], label=transform)  # fmt: skip
             for step, point in zip(DRAWN_STEPS, points, strict=True):
-                axis.annotate(f"{step:g}", point, (4, -8), textcoords="offset points",
-                              fontsize=7, color=COLOURS[transform])  # fmt: skip
+                axis.annotate(f"{step:g}", point, BESIDE[transform], textcoords="offset points",
+                              fontsize=7, ha="center", color=COLOURS[transform])  # fmt: skip
         axis.axvline(TARGET_DB, color="0.6", lw=1, ls="--")
         axis.set_title(f"p = {p}, {SIZES[p]} px to {SIZES[p] // p} px", fontsize=10)
         axis.set_xlabel("PSNR, pooled (dB)")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max(size for _, size in curves[p, "none"]))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("bytes a sample and plane")
-    axes[0].legend(frameon=False, title="transform", loc="upper left")
+    axes[0].legend(frameon=False, title="transform", loc="lower right")
     figure.suptitle(f"{images} photographs; the step stands beside each point", fontsize=11)
     figure.tight_layout()
     figure.savefig(to, dpi=150)

@@ -22,14 +22,14 @@ MID_GREY = 127.5
 # Largest steps (in half units) at which 395 ImageNet photographs keep at least 40 dB pooled
 # (`benchmarks/size.py`), by p from 2 up; the last one serves every larger p.
 _STEPS = {
-    "dct": (11.0, 11.5, 11.5, 12.0),
-    "dct2": (11.0, 12.0, 12.5, 13.0),
-    "none": (9.0,),
+    "dct": (10.5, 11.5),
+    "dct2": (11.0, 12.0, 12.0, 12.5, 13.0),
+    "none": (8.5,),
 }
 
 
-# Grey images have no quiet colour planes to gain from: a uniform error of 40 dB is a step of 8.8.
-_GREY_STEP = 8.5
+# Grey images have no quiet colour planes to gain from: 40 dB at a high rate is a step of 8.3.
+_GREY_STEP = 8.0
 
 
 def default_step(p: int, transform: str, channels: int) -> float:

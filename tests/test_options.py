@@ -34,7 +34,7 @@ def test_every_data_set_has_a_default_preparation_and_recipe(name: str) -> None:
         ("imagenet1k", 1, {"size": 256, "resize": "shortest"}, "sub1-s256-shortest"),
         ("imagenet1k", 1, {"codec": "raw"}, "sub1-raw"),
         ("cifar10", 4, {"step": 8.0, "calib": 0.1, "limit": 500}, "sub4-step8-calib0.1-n500"),
-        ("cifar10", 4, {"step": 11.0}, "sub4"),
+        ("cifar10", 4, {"step": 10.5}, "sub4"),
         ("cifar10", 4, {"channels": 1}, "sub4-c1"),
         ("mine", 4, {"size": 32}, "sub4-s32"),
     ],
