@@ -15,7 +15,7 @@ from pipeline.options import Preparation
 from pipeline.reading import Feeder, Place
 from pipeline.worker import Task
 
-CHUNK_BYTES = 8 << 20  # of pixels that one task decodes
+CHUNK_BYTES = 32 << 20  # of pixels that one task decodes
 CHUNK_IMAGES = 256
 PROBED = 64
 PSNR_IMAGES = 200  # about so many, spread over the index, measure the quality

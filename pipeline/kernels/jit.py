@@ -4,7 +4,9 @@ No fastmath: float operations keep their order and rounding, so that the same im
 gives the same bytes on every machine.
 """
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -12,6 +14,20 @@ import numba
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+def _sources() -> str:
+    """Short digest of all kernels: numba's cache looks at a function's own file alone, and would
+    keep what another module, since changed, was compiled into.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+_SOURCES = _sources()
+
+
 def kernel(function: F) -> F:
     """Compile on first call, keep on disk, release the GIL."""
+    function.__qualname__ = f"{function.__qualname__}_{_SOURCES}"  # names the file on disk
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
