@@ -210,8 +210,10 @@ def work(
             answer: Chunk | str = chunk
         except OSError as error:
             answer = describe(error)
-        except (SpectralError, MemoryError) as error:
-            answer = str(error) or "out of memory: try fewer --workers"
+        except MemoryError as error:
+            answer = f"out of memory ({error or 'no reason given'}): try fewer --workers"
+        except SpectralError as error:
+            answer = str(error)
         except Exception:
             answer = "our own bug in a worker, please report it:\n" + traceback.format_exc()
         try:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -26,9 +27,9 @@ VICTIMS = ("parent", "worker", "group")
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
-    """6,300 images (links to 150), and three bad ones, in three classes, with a val split."""
+    """12,300 images (links to 150), and three bad ones, in three classes, with a val split."""
     root = tmp_path_factory.mktemp("many") / "source"
-    for split, copies in (("train", 50), ("val", 10)):
+    for split, copies in (("train", 100), ("val", 10)):
         for path in sorted((source / split).rglob("*.jpg")):
             folder = root / split / path.parent.name
             folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +66,14 @@ def kill(started: subprocess.Popen[str], victim: str) -> None:
 
 
 def wait_for_rows(started: subprocess.Popen[str], out: Path, rows: int) -> None:
-    """Until both workers live, and the journal has come so far."""
-    wait_until(lambda: len(children(started.pid)) == 2 and rows_done(out) >= rows, 120)
+    """Until both workers live, and the journal has come so far; or until it has ended."""
+    wait_until(
+        lambda: (
+            started.poll() is not None
+            or (len(children(started.pid)) == 2 and rows_done(out) >= rows)
+        ),
+        120,
+    )
 
 
 def chaos(source: Path, out: Path, form: str, kills: int, seed: int) -> None:
@@ -205,7 +212,7 @@ def test_other_options_than_those_that_it_was_begun_with_are_refused(
     try:
         changed = spectral(*words(many, tmp_path, "sub36", 2))
         assert changed.returncode == 1
-        assert "6303 images then, 6304 images now" in changed.stderr
+        assert "12303 images then, 12304 images now" in changed.stderr
     finally:
         (many / "train" / "class_0" / "more.jpg").unlink()
     same = spectral(*words(many, tmp_path, "sub36", 2))  # the folder's date differs, no more
@@ -223,3 +230,37 @@ def test_overwrite_starts_over(data: Path, source: Path, tmp_path: Path) -> None
     (folder / "stray").write_text("x")
     assert spectral_here(*small(source, tmp_path), "--overwrite").returncode == 0
     assert files_of(folder) == files_of(data / "toy" / "sub4-s32-calib0.2")
+
+
+def test_out_of_memory_in_a_worker_is_said_and_the_run_resumes(many: Path, tmp_path: Path) -> None:
+    """A real limit, set from outside on a worker that is at work."""
+    started = subprocess.Popen(
+        [sys.executable, "-m", "cli", *words(many, tmp_path, "sub36", 2)], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for_rows(started, tmp_path, 500)
+    resource.prlimit(children(started.pid)[0], resource.RLIMIT_AS, (1 << 20, 1 << 20))
+    _, error = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert "out of memory" in error
+    assert "try fewer --workers" in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("*.beton"))
+    done = spectral(*words(many, tmp_path, "sub36", 2))
+    assert done.returncode == 0, done.stderr
+    assert "resuming after" in done.stderr
+
+
+def test_an_output_that_becomes_read_only_is_said_and_the_run_resumes(
+    source: Path, data: Path, small_disk: Callable[[str], Path]
+) -> None:
+    disk = small_disk("40m")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    done = spectral_here(*small(source, disk))
+    assert done.returncode == 1
+    assert "the file system is read-only" in done.stderr
+    assert "Traceback" not in done.stderr
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert spectral_here(*small(source, disk)).returncode == 0
+    folder = "toy/sub4-s32-calib0.2"
+    assert files_of(disk / folder) == files_of(data / folder)
