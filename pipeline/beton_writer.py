@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, DamagedError
 
 _DATA_ALIGNMENT = 64
 _METADATA_BUFFER = 1 << 16
-_BUFFER = 1 << 18  # bytes of payload that are gathered before they are written
+_BUFFER = 1 << 17  # bytes of payload that are gathered before they are written
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class BetonWriter:
         self._samples, self._payload_bytes, self._at = mark.samples, mark.payload_bytes, mark.at
         self._page_digests = [bytes.fromhex(digest) for digest in mark.pages]
         self._marked = len(self._page_digests)
-        self._buffer, self._metadata = bytearray(), bytearray()
+        self._buffer, self._filled, self._metadata = bytearray(_BUFFER), 0, bytearray()
         self._fds = [_open(path, mark.samples > 0) for path in (self._partial, self._sizes) if path]
         self._page = hashlib.sha256(self._cut_back(start) if mark.samples else b"")
 
@@ -202,24 +202,34 @@ class BetonWriter:
         while len(data):
             part, data = data[: PAGE - self._at % PAGE], data[PAGE - self._at % PAGE :]
             self._page.update(part)
-            self._buffer += part
+            self._gather(part)
             self._at += len(part)
             if self._at % PAGE == 0:
                 self._page_digests.append(self._page.digest())
                 self._page = hashlib.sha256()
-            if len(self._buffer) >= _BUFFER:
-                self._flush()
+
+    def _gather(self, part: memoryview) -> None:
+        """Keep small parts until there are enough to write; large ones are not copied."""
+        if self._filled + len(part) > _BUFFER:
+            self._flush()
+        if len(part) > _BUFFER:
+            self._write_all(part, self._at)
+        else:
+            self._buffer[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
 
     def _flush(self) -> None:
-        self._write_all(self._buffer, self._at - len(self._buffer))
-        self._buffer = bytearray()
+        self._write_all(memoryview(self._buffer)[: self._filled], self._at - self._filled)
+        self._filled = 0
 
     def _flush_metadata(self) -> None:
         end = self._tables_at + self._samples * self.field.row.itemsize
         self._write_all(self._metadata, end - len(self._metadata))
         self._metadata = bytearray()
 
-    def _write_all(self, data: bytes | bytearray, at: int, path: Path | None = None) -> None:
+    def _write_all(
+        self, data: bytes | bytearray | memoryview, at: int, path: Path | None = None
+    ) -> None:
         """Until all of it is written: short writes happen, on a disk that fills up too."""
         fd = self._fds[0] if path is None else self._fds[1]
         view = memoryview(data)
@@ -254,6 +264,8 @@ def _runs(pointers: NDArray[np.int64], sizes: NDArray[Any]) -> list[tuple[int, i
     """(first, last) of each stretch of samples that lie end to end."""
     if not len(pointers):
         return []
+    if pointers[-1] - pointers[0] == sizes[:-1].sum():
+        return [(0, len(pointers) - 1)]
     breaks = np.flatnonzero(pointers[1:] != pointers[:-1] + sizes[:-1]).tolist()
     return list(zip([0, *(b + 1 for b in breaks)], [*breaks, len(pointers) - 1], strict=True))
 
