@@ -1,6 +1,7 @@
 """ImageNet-21K in small: many real JPEGs through the 21K path, rate and memory over time.
 
     python benchmarks/rehearsal.py SOURCE [--images 50000] [--classes 200] [--form tars] [--png F]
+    python benchmarks/rehearsal.py SOURCE --keep FOLDER; … --built FOLDER/winter21
     python benchmarks/rehearsal.py SOURCE --rows 14200000 [--seconds 60]
 
 First form: the photographs of SOURCE, each re-encoded with small changes, packed as
@@ -218,17 +219,26 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=50_000)
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--form", choices=("tars", "gz"), default="tars")
+    parser.add_argument("--built", type=Path, help="a miniature that an earlier `--keep` has left")
+    parser.add_argument("--keep", type=Path, help="build the miniature there, and do no more")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--rows", type=int)
     parser.add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
+    if args.keep:
+        args.keep.mkdir(parents=True)
+        build(images(args.source), args.keep, args.images, args.classes, args.form)
+        return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         if args.rows:
             report("rehearsal-rows", **invented(args.source, root, args.rows, args.seconds))
             return
-        source = build(images(args.source), root, args.images, args.classes, args.form)
+        if args.built is None:
+            source = build(images(args.source), root, args.images, args.classes, args.form)
+        else:
+            source = args.built
         words = ["prepare", "imagenet21k", "--splits", "36", "--source", str(source)]
         words += ["--out", str(root / "out"), "--workers", str(args.workers)]
         directory = root / "out" / "imagenet21k" / "sub36"
@@ -243,7 +253,7 @@ def main() -> None:
         if args.png:
             draw(looks, args.png)
         report(
-            "rehearsal", form=args.form, classes=len(found["classes"]), images=written,
+            "rehearsal", form=source.name, classes=len(found["classes"]), images=written,
             workers=args.workers, seconds=round(taken, 1), images_per_s=round(written / taken),
             bytes_a_sample_and_plane=round(statistics.mean(sizes)),
             psnr_db=round(found["psnr_db"], 2), **_figures(looks),

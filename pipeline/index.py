@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import SourceError
+from pipeline.manifest import sync_directory
 
 SPLITS = ("train", "calib", "val", "test")
 BATCH_ROWS = 1 << 16
@@ -245,6 +246,7 @@ class Index:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         partial.rename(self.folder / "index.json")
+        sync_directory(self.folder)
 
     @classmethod
     def load(cls, folder: Path, root: Path) -> "Index | None":

@@ -65,3 +65,12 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
 
     yield advance
     print(f"{what}: {done}{of} {unit} in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} TB"

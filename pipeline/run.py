@@ -1,18 +1,18 @@
 """An index and a preparation in; shards and samples.parquet written, the manifest out.
 
 The images are read once, in the order of the index; each goes to the shards of its split.
-Every COMMIT_SECONDS all that was written is brought to the disk and noted in the journal;
-a run that was interrupted, however rudely, goes on from the last note, so that at most
-that much work and what had not yet reached the disk is done again. Bytes do not depend
-on interruptions, nor on the number of workers.
+Every second or so all that was written is brought to the disk and noted in the journal
+(`pipeline.commits`). A run that was interrupted, however rudely, goes on from the last note:
+what is done again is the work of about a second, and of the time that the disk took to
+sync. Bytes do not depend on interruptions, nor on the number of workers.
 """
 
 import logging
+import resource
 import shutil
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,18 +21,20 @@ import numpy as np
 from pipeline import manifest, samples
 from pipeline.beton import digest, image_field
 from pipeline.beton_writer import BetonWriter, Mark, publish
+from pipeline.commits import Commits
 from pipeline.errors import SourceError
 from pipeline.index import SPLITS, Index
 from pipeline.journal import Journal, Record
 from pipeline.options import Preparation
 from pipeline.pool import Pool
-from pipeline.progress import Advance
+from pipeline.progress import Advance, readable
 from pipeline.samples import Outcomes
 from pipeline.tally import SHOWN_BAD, Tally
 from pipeline.tasks import Part, chunk_images, probe, slot_bytes, tasks
 from pipeline.worker import Chunk, Task
 
-COMMIT_SECONDS = 1.0
+WRITING_THREADS = 8  # at most; hashing and writing leave Python's lock
+WORKERS_A_WRITING_THREAD = 4  # whose payloads one thread can write without falling behind
 Writers = dict[str, list[BetonWriter]]  # by split, then by plane
 log = logging.getLogger(__name__)
 
@@ -90,13 +92,23 @@ class Run:
     ) -> None:
         left = self.index.summary.rows - self.tally.rows
         size = chunk_images(self.prep, left, workers)
+        _allow_open_files(2 * self.prep.splits * len(self._splits()) + 256)
         with ExitStack() as stack:
             writers = {split: self._writers(split, stack) for split in self._splits()}
-            commits = stack.enter_context(closing(_Commits(self, journal, writers, outcomes)))
+            for split in writers:
+                manifest.sync_directory(self.directory / split)
+            commits = stack.enter_context(
+                closing(
+                    Commits(
+                        journal, lambda: self._record(writers), lambda: _sync(writers, outcomes)
+                    )
+                )
+            )
             if left:
                 pool = stack.enter_context(self._pool(min(workers, -(-left // size)), size))
                 self._check_space(pool)
-                self._write_chunks(pool, size, writers, outcomes, commits, advance)
+                writing = min(WRITING_THREADS, workers // WORKERS_A_WRITING_THREAD)
+                self._write_chunks(pool, size, writers, outcomes, commits, advance, writing)
             self._refuse_nothing_written()
             commits.last()
             files = {
@@ -154,8 +166,9 @@ class Run:
         size: int,
         writers: Writers,
         outcomes: Outcomes,
-        commits: "_Commits",
+        commits: Commits,
         advance: Advance,
+        writing: int,
     ) -> None:
         parts: dict[int, Part] = {}
         work = tasks(self.index, self.prep, self.work, self.tally.rows, size)
@@ -165,22 +178,34 @@ class Run:
                 parts[task.number] = part
                 yield task
 
-        with closing(work):
+        with closing(work), _mapping(writing) as each_plane:
             for chunk, payload in pool.run(noted()):
-                self._take(chunk, parts.pop(chunk.number), payload, writers, outcomes)
+                part = parts.pop(chunk.number)
+                self._take(chunk, part, payload, writers, outcomes, each_plane)
                 commits.maybe()
                 advance(len(chunk.reasons), self._note())
 
     def _take(
-        self, chunk: Chunk, part: Part, payload: memoryview, writers: Writers, outcomes: Outcomes
+        self,
+        chunk: Chunk,
+        part: Part,
+        payload: memoryview,
+        writers: Writers,
+        outcomes: Outcomes,
+        each_plane: Callable[..., Iterable[None]],
     ) -> None:
-        """Write what a worker made of a part, and note what became of it."""
+        """Write what a worker made of a part, and note what became of it.
+
+        each_plane: `map`, or that of a pool of threads.
+        """
         stored = np.array([reason is None for reason in chunk.reasons])
         payload = memoryview(chunk.inline) if chunk.inline is not None else payload
         splits, labels = part.splits[stored], part.labels[stored]
         ends = np.searchsorted(splits, range(len(SPLITS) + 1)).tolist()
-        at = 0
-        for k, sizes in enumerate(chunk.sizes):
+        starts = [0, *np.cumsum(chunk.sizes.sum(axis=1, dtype=np.int64)).tolist()]
+
+        def append(k: int) -> None:
+            at, sizes = starts[k], chunk.sizes[k]
             for code, (first, end) in enumerate(pairwise(ends)):
                 if first < end:
                     size = int(sizes[first:end].sum())
@@ -191,6 +216,8 @@ class Run:
                         chunk.stored_shapes[first:end],
                     )
                     at += size
+
+        list(each_plane(append, range(self.prep.splits)))
         shapes = np.empty_like(chunk.shapes)
         shapes[part.order] = chunk.shapes
         outcomes.append(shapes)
@@ -224,7 +251,7 @@ class Run:
         free = shutil.disk_usage(self.directory).free
         return f"{self.tally.bad} bad, {readable(payload)} written, {readable(free)} free"
 
-    def record(self, writers: Writers) -> Record:
+    def _record(self, writers: Writers) -> Record:
         """What the journal keeps of the state that the writers are in."""
         marks = {split: [writer.mark() for writer in row] for split, row in writers.items()}
         self._marks = marks
@@ -246,49 +273,27 @@ class Run:
         publish(self.directory / samples.NAME)
 
 
-class _Commits:
-    """Brings what was written to the disk now and then, in a thread, and notes it."""
-
-    def __init__(self, run: Run, journal: Journal, writers: Writers, outcomes: Outcomes) -> None:
-        self._run, self._journal, self._writers, self._outcomes = run, journal, writers, outcomes
-        self._thread = ThreadPoolExecutor(1)
-        self._doing: Future[None] | None = None
-        self._last = time.monotonic()
-
-    def maybe(self) -> None:
-        """If the last commit is done and some time has passed."""
-        if time.monotonic() - self._last < COMMIT_SECONDS:
-            return
-        if self._doing is None or self._doing.done():
-            self._settle()
-            self._doing = self._thread.submit(self._commit, self._run.record(self._writers))
-
-    def last(self) -> None:
-        """All that was written, now."""
-        self._settle()
-        self._commit(self._run.record(self._writers))
-
-    def close(self) -> None:
-        """No more commits."""
-        self._thread.shutdown()
-
-    def _settle(self) -> None:
-        if self._doing is not None:
-            self._doing.result()
-        self._doing, self._last = None, time.monotonic()
-
-    def _commit(self, record: Record) -> None:
-        for row in self._writers.values():
-            for writer in row:
-                writer.sync()
-        self._outcomes.sync()
-        self._journal.append(record)
+def _sync(writers: Writers, outcomes: Outcomes) -> None:
+    """Until all that was written is on the disk."""
+    for row in writers.values():
+        for writer in row:
+            writer.sync()
+    outcomes.sync()
 
 
-def readable(size: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
+@contextmanager
+def _mapping(threads: int) -> Iterator[Callable[..., Iterable[None]]]:
+    """A `map` that uses so many threads; with less than two, none."""
+    if threads < 2:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raise the soft limit where that is needed and allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest, run, tasks
+from pipeline import commits, manifest, tasks
 from pipeline.journal import Journal
 from tests.conftest import photograph, spectral_here
 from tests.test_prepare import files_of
@@ -187,14 +187,14 @@ def test_a_run_cut_off_in_the_middle_goes_on_by_offset(
     """Also where the parent reads for the workers: gzip, Parquet."""
     source = build(tmp_path / "source", train, val)
     whole = prepared(source, tmp_path / "whole")
-    monkeypatch.setattr(run, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(commits, "COMMIT_SECONDS", 0)
     monkeypatch.setattr(tasks, "CHUNK_IMAGES", 8)
     with monkeypatch.context() as patch:
         records = iter(range(100))
         append = Journal.append
 
         def cut(journal: Journal, record: dict[str, object]) -> None:
-            if "tally" in record and next(records) == 3:
+            if "tally" in record and next(records) == 1:
                 raise Cut
             append(journal, record)
 
