@@ -9,6 +9,7 @@ from pipeline import manifest
 from pipeline.beton import BetonReader
 from pipeline.errors import ConfigError
 from pipeline.index import SPLITS
+from pipeline.verify import quick_check
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def _directory(path: Path) -> dict[str, Any]:
         "bytes_per_sample_and_plane": _mean([p.bytes_per_sample for p in found.planes]),
         "total_bytes": sum(entry["size"] for entry in found.files.values()),
         "planes": [vars(plane) for plane in found.planes],
+        "problems": quick_check(path, found),
     }
 
 
@@ -133,7 +135,7 @@ def _directory_lines(found: dict[str, Any]) -> list[str]:
             f"{plane['k']:>5} {plane['step']:>6.2f} {plane['clipped']:>8.1e} "
             f"{plane['bytes_per_sample']:>13,.0f}  {_decibel(plane['psnr_db'])}"
         )
-    return text
+    return text + [f"not as it was written: {problem}" for problem in found["problems"]]
 
 
 def _quality(found: dict[str, Any]) -> str:

@@ -106,6 +106,15 @@ def test_missing_and_truncated_files_are_named(copy: Path) -> None:
     assert "shard_03.beton: has" in done.stderr
 
 
+def test_inspect_says_which_files_are_missing(copy: Path) -> None:
+    assert json.loads(spectral_here("inspect", copy, "--json").stdout)["problems"] == []
+    (copy / "train" / "shard_01.beton").unlink()
+    found = spectral_here("inspect", copy)
+    assert found.returncode == 0
+    assert "not as it was written" in found.stdout
+    assert "shard_01.beton is missing" in found.stdout
+
+
 def test_an_unfinished_directory_says_so(copy: Path) -> None:
     (copy / "manifest.json").unlink()
     for command in ("verify", "inspect"):
