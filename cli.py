@@ -52,7 +52,16 @@ def _apply(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
     return decorate
 
 
-_PATH = click.Path(path_type=Path)
+class _NonEmptyPath(click.Path):
+    """An empty path would be the current folder: a variable that was not set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty: is a variable not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+_PATH = _NonEmptyPath(path_type=Path)
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 _data_options = _apply(
     click.option(
@@ -200,13 +209,15 @@ def prepare(
         overwrite=overwrite,
     )
     found = describe(done.directory)
+    if report_bad:
+        found["bad"] = _bad(done.directory)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
     click.echo("already finished:" if done.existed else "finished:")
     click.echo("\n".join(lines(found)))
     if report_bad:
-        _echo_bad(done.directory)
+        _echo_bad(found["bad"])
 
 
 @main.command()
@@ -224,9 +235,11 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
     if png is not None and png.suffix.lower() != ".png":
         raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
     found = describe(path)
-    if bad and not as_json:
-        _echo_bad(path)
-        return
+    if bad:
+        found["bad"] = _bad(path)
+        if not as_json:
+            _echo_bad(found["bad"])
+            return
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
     if png is not None:
         from pipeline.sheet import draw
@@ -250,7 +263,10 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
     from pipeline.verify import verify as run
 
     if damaged := run(directory, _progress(False), shard=shard, quick=quick):
-        raise DamagedError(f"{len(damaged)} damaged: " + "\n  ".join(damaged))
+        raise DamagedError(
+            f"{len(damaged)} damaged: " + "\n  ".join(damaged) + "\ncopy these files again from "
+            "where they are whole, or prepare with --overwrite"
+        )
     which = "all files are" if shard is None else f"manifest and shard {shard} are"
     how = "there, with their sizes and structure" if quick else "as they were written"
     click.echo(f"{directory}: {which} {how}")
@@ -390,14 +406,17 @@ def demo(out: Path, json_file: Path | None) -> None:
     click.echo(run(out, json_file, _progress(False)))
 
 
-def _echo_bad(directory: Path) -> None:
-    """One line for each image that could not be used."""
+def _bad(directory: Path) -> list[dict[str, str]]:
+    """`id` and `reason` of each image that could not be used."""
     from pipeline.samples import quarantined
 
-    bad = list(quarantined(directory))
+    return [{"id": sample, "reason": reason} for sample, reason in quarantined(directory)]
+
+
+def _echo_bad(bad: list[dict[str, str]]) -> None:
     click.echo(f"{len(bad)} images could not be used" + ":" * bool(bad))
-    for sample, reason in bad:
-        click.echo(f"  {sample}: {reason}")
+    for row in bad:
+        click.echo(f"  {row['id']}: {row['reason']}")
 
 
 def _progress(quiet: bool) -> Any:

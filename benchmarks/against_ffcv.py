@@ -1,6 +1,6 @@
 """`prepare` sub36 against FFCV's own writer, which writes one file of whole images.
 
-    python benchmarks/against_ffcv.py SOURCE [--copies 5] [--runs 3]
+    python benchmarks/against_ffcv.py SOURCE [--copies 30] [--runs 3]
 
 Both decode the images of SOURCE, linked COPIES times, and squash them to 336 px with the same
 function, by two processes. `prepare` writes 36 zstd shards, FFCV's DatasetWriter one file of
@@ -91,7 +91,7 @@ def main() -> None:
     """Pairs of runs, then ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
-    parser.add_argument("--copies", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=30)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--ffcv-writes", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

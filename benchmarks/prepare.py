@@ -1,6 +1,6 @@
 """`prepare` sub36 against decode and resize alone, and two workers against one.
 
-    python benchmarks/prepare.py SOURCE [--copies 20] [--runs 3]
+    python benchmarks/prepare.py SOURCE [--copies 40] [--runs 3]
 
 The images of SOURCE are linked COPIES times, so that start-up counts for little. Each figure is
 images/s of the whole command; ratios are medians of pairs measured one after the other. What two
@@ -47,7 +47,7 @@ def main() -> None:
     """Pairs of runs, then ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
-    parser.add_argument("--copies", type=int, default=20)
+    parser.add_argument("--copies", type=int, default=40)
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     prep = preparation("photos", SPLITS, size=336)

@@ -6,7 +6,7 @@
 
 First form: the photographs of SOURCE, each re-encoded with small changes, packed as
 <class>.tar files in a folder (`--form tars`) or as one .tar.gz of them (`--form gz`), then
-`spectral prepare imagenet21k --splits 36`. Second form: an index of so many invented rows, all
+`spectral prepare imagenet21k --splits 36 --classes all` (they are too few a class for 21K-P). Second form: an index of so many invented rows, all
 of which point to the photographs; the run is stopped after some seconds. Memory is the
 proportional set size of all processes together (pages that several of them map are shared out).
 """
@@ -240,8 +240,8 @@ def main() -> None:
         else:
             source = args.built
         words = ["prepare", "imagenet21k", "--splits", "36", "--source", str(source)]
-        words += ["--out", str(root / "out"), "--workers", str(args.workers)]
-        directory = root / "out" / "imagenet21k" / "sub36"
+        words += ["--out", str(root / "out"), "--workers", str(args.workers), "--classes", "all"]
+        directory = root / "out" / "imagenet21k" / "sub36-all"
         start = time.monotonic()
         looks, status = watch(words, directory, None)
         taken = time.monotonic() - start

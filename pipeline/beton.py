@@ -193,6 +193,23 @@ class BetonReader:
         jpeg = self.field.type_id == TYPE_RGB_IMAGE and self.samples > 0
         return "jpeg" if jpeg and self.rows["f0"]["mode"][0] == MODE_JPEG else "raw"
 
+    def check(self, classes: int | None = None) -> None:
+        """DamagedError if any row of the tables points beyond the file, or to no class."""
+        starts, sizes = self._pointers.astype(np.uint64), self._sizes.astype(np.uint64)
+        room = np.uint64(self.size)
+        beyond = (starts > room) | (sizes > room - np.minimum(starts, room))
+        if beyond.any():
+            i = int(np.flatnonzero(beyond)[0])
+            raise DamagedError(
+                f"{self.path}: sample {i} points to byte {int(starts[i])} and on, the file ends at "
+                f"{self.size}"
+            )
+        labels = self.labels
+        strange = (labels < 0) | (labels >= (classes if classes is not None else 1 << 31))
+        if strange.any():
+            i = int(np.flatnonzero(strange)[0])
+            raise DamagedError(f"{self.path}: the label of sample {i} is {int(labels[i])}")
+
     def payload(self, index: int) -> bytes:
         """The stored bytes of one sample."""
         start, size = int(self._pointers[index]), int(self._sizes[index])

@@ -45,13 +45,17 @@ class Written:
 @dataclass
 class Mark:
     """How far a writer is: `at` is the end of the file in bytes, `pages` the digests of the
-    full pages before it, in hexadecimal.
+    full pages before it, in hexadecimal; `page`, `rows` and `sizes` those of what there is of
+    the next page, of the rows of metadata, and of the allocation table.
     """
 
     samples: int = 0
     payload_bytes: int = 0
     at: int = 0
     pages: list[str] = field(default_factory=list)
+    page: str = ""
+    rows: str = ""
+    sizes: str = ""
 
 
 class BetonWriter:
@@ -78,7 +82,9 @@ class BetonWriter:
         self._marked = len(self._page_digests)
         self._buffer, self._filled, self._metadata = bytearray(_BUFFER), 0, bytearray()
         self._fds = [_open(path, mark.samples > 0) for path in (self._partial, self._sizes) if path]
-        self._page = hashlib.sha256(self._cut_back(start) if mark.samples else b"")
+        self._page, self._rows, self._table = (hashlib.sha256() for _ in range(3))
+        if mark.samples:
+            self._take_up(mark, start)
 
     def append(
         self, payload: memoryview, sizes: NDArray[Any], labels: NDArray[Any], shapes: NDArray[Any]
@@ -97,11 +103,13 @@ class BetonWriter:
         rows["f1"] = labels
         _fill_image(rows["f0"], self.field, pointers, sizes, shapes)
         self._metadata += rows.tobytes()
+        self._rows.update(rows.tobytes())
         if self._sizes is not None:
             ids = np.arange(self._samples, self._samples + len(sizes))
             table = np.zeros(len(sizes), ALLOCATION)
             table["sample_id"], table["ptr"], table["size"] = ids, pointers, sizes
             self._write_all(table.tobytes(), self._samples * ALLOCATION.itemsize, self._sizes)
+            self._table.update(table.tobytes())
         self._samples += len(sizes)
         self._payload_bytes += int(sizes.sum())
         if len(self._metadata) >= _METADATA_BUFFER:
@@ -114,7 +122,15 @@ class BetonWriter:
         self._flush()
         self._flush_metadata()
         new, self._marked = self._page_digests[self._marked :], len(self._page_digests)
-        return Mark(self._samples, self._payload_bytes, self._at, [page.hex() for page in new])
+        return Mark(
+            self._samples,
+            self._payload_bytes,
+            self._at,
+            [page.hex() for page in new],
+            self._page.hexdigest(),
+            self._rows.hexdigest(),
+            self._table.hexdigest(),
+        )
 
     def sync(self) -> None:
         """Until what was marked is on the disk."""
@@ -175,17 +191,25 @@ class BetonWriter:
             at += size
         return pointers
 
-    def _cut_back(self, start: int) -> bytes:
-        """Drop what lies behind the mark; what is there of the page that it lies in."""
-        size = os.fstat(self._fds[0]).st_size
-        if size < self._at:
-            raise DamagedError(
-                f"{self._partial} has {size} bytes, but {self._at} were written: something has "
-                "changed it; start over with --overwrite"
-            )
-        os.ftruncate(self._fds[0], self._at)
+    def _take_up(self, mark: Mark, start: int) -> None:
+        """Drop what lies behind the mark, and read what is needed to go on; DamagedError if it
+        is not what was written. Full pages are not read: `verify` finds what happens to them.
+        """
+        os.ftruncate(self._fds[0], max(self._at, os.fstat(self._fds[0]).st_size))
         page = max(self._at // PAGE * PAGE, start)
-        return os.pread(self._fds[0], self._at - page, page)
+        rows_end = self._tables_at + self._samples * self.field.row.itemsize
+        checks = [(self._page, 0, page, self._at, mark.page),
+                  (self._rows, 0, self._tables_at, rows_end, mark.rows)]  # fmt: skip
+        if self._sizes is not None:
+            checks.append((self._table, 1, 0, self._samples * ALLOCATION.itemsize, mark.sizes))
+        for found, number, first, end, recorded in checks:
+            _hash_range(found, self._fds[number], first, end)
+            if found.hexdigest() != recorded:
+                raise DamagedError(
+                    f"{self._partial} is not what was written: something has changed it since "
+                    "the run was interrupted; start over with --overwrite"
+                )
+        os.ftruncate(self._fds[0], self._at)
 
     def _put_allocations(self) -> None:
         """Move the table of sizes behind the payloads."""
@@ -240,6 +264,12 @@ class BetonWriter:
                 where = str(path or self._partial)
                 raise OSError(error.errno, error.strerror, where) from error
             view, at = view[written:], at + written
+
+
+def _hash_range(found: Any, fd: int, at: int, end: int) -> None:
+    while at < end and (data := os.pread(fd, min(PAGE, end - at), at)):
+        found.update(data)
+        at += len(data)
 
 
 def publish(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import SourceError
+from pipeline.errors import DamagedError, SourceError
 from pipeline.manifest import sync_directory
 
 SPLITS = ("train", "calib", "val", "test")
@@ -67,6 +67,7 @@ class Summary:
     containers: list[Container] = field(default_factory=list)
     origin: dict[str, list[int]] = field(default_factory=dict)
     fingerprint: str = ""
+    rows_digest: str = ""
 
 
 class RowWriter:
@@ -241,6 +242,7 @@ class Index:
     def save(self) -> None:
         """Write the summary; the rows are there already. Until then there is no index."""
         partial = self.folder / "index.json.partial"
+        self.summary.rows_digest = _digest(self.path(self.folder))
         partial.write_text(json.dumps(asdict(self.summary)), encoding="utf-8")
         for path in (partial, self.path(self.folder)):
             with path.open("rb") as file:
@@ -255,10 +257,18 @@ class Index:
             content = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise DamagedError(
+                f"{folder / 'index.json'} is damaged: start over with --overwrite"
+            ) from error
         content["containers"] = [
             Container(**{**entry, "shape": entry["shape"] and tuple(entry["shape"])})
             for entry in content["containers"]
         ]
+        if _digest(cls.path(folder)) != content["rows_digest"]:
+            raise DamagedError(
+                f"{cls.path(folder)} is not what was written: start over with --overwrite"
+            )
         return cls(folder, root, Summary(**content))
 
 
@@ -277,6 +287,14 @@ class Fingerprint:
     def hexdigest(self) -> str:
         """In hexadecimal."""
         return self._hash.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; empty if there is none."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def stamp(path: Path) -> list[int]:

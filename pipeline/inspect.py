@@ -23,6 +23,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _beton(path: Path) -> dict[str, Any]:
     with BetonReader(path) as reader:
+        reader.check()
         sizes = reader.payload_sizes
         found: dict[str, Any] = {
             "kind": "beton",

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import connection, reduction
+from multiprocessing import connection, reduction, resource_tracker
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,7 +71,9 @@ class Pool:
         self._slots = self._memory.open()
         self._free = list(range(workers * SLOTS_A_WORKER))
         self._workers = []
-        # Workers inherit the mask: what Ctrl-C means is decided by the parent alone
+        # Workers inherit the mask: what Ctrl-C means is decided by the parent alone. The tracker,
+        # which the first one would start, unblocks the signal
+        resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for _ in range(workers):
             ours, theirs = context.Pipe()

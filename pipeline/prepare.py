@@ -17,6 +17,7 @@ from pipeline.index import SPLITS, Index, Scan
 from pipeline.journal import Journal
 from pipeline.manifest import Manifest
 from pipeline.options import Preparation
+from pipeline.owned import JOURNAL, LOCK, refuse_foreign, remove
 from pipeline.progress import Advance
 from pipeline.run import Run
 from pipeline.sources import Source, recognise
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 
 GOOD_DB = 40.0
 MUCH_CLIPPED = 0.001
-JOURNAL = "journal"
-LOCK = ".lock"
 
 ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
 
@@ -60,13 +59,15 @@ def prepare(
     """
     refuse_unknown_choices(prep)
     directory = prep.directory(out)
-    _refuse_output_within(source, out)
+    _refuse_overlap(source, directory)
     if (directory / manifest.NAME).exists() and not overwrite:
         return Prepared(directory, _finished(directory, prep, source, progress), True)
     found = recognise(source)
+    _say_unusual_layout(prep, found)
+    refuse_foreign(directory)
     with _lock(directory), _naming(directory):
         if overwrite:
-            _remove(directory)
+            remove(directory)
         existed = (directory / manifest.NAME).exists()  # another run may have finished since
         if not existed:
             result = _write(prep, found, directory, workers, max_bad, progress)
@@ -103,14 +104,16 @@ def _journalled(prep: Preparation, source: Source, directory: Path, progress: Pr
               "layout": source.layout, "versions": _versions()}  # fmt: skip
     if (index := Index.load(folder, source.root)) is not None:
         with _opened(folder / "header") as journal:
-            (started,) = journal.read()
-        if changes := difference(started, header):
+            records = journal.read()
+        if not records:
+            raise DamagedError(f"{folder / 'header'} is damaged: start over with --overwrite")
+        if changes := difference(records[0], header):
             raise ConfigError(
                 f"{directory} was begun otherwise: {changes}. Give the same options to go on, or "
                 "--overwrite to start over"
             )
         return _unchanged(index, prep, source, directory, progress)
-    _remove(directory)
+    remove(directory)
     folder.mkdir()
     with _opened(folder / "header") as journal:
         journal.append(header)
@@ -164,6 +167,16 @@ def _counted(then: dict[str, int], now: dict[str, int]) -> str:
     return f"{then_all} then, {now_all} now; {then_parts} then, {now_parts} now"
 
 
+def _say_unusual_layout(prep: Preparation, source: Source) -> None:
+    """A data set comes in some layouts and not in others: perhaps it is another one."""
+    spec = catalogue().get(prep.dataset)
+    if spec is not None and source.layout not in spec.layouts:
+        log.warning(
+            "%s is laid out as %s, in which %s does not come (but %s): is it the right source?",
+            source.root, source.layout, prep.dataset, ", ".join(spec.layouts),
+        )  # fmt: skip
+
+
 def _say_what_to_look_at(directory: Path, result: Manifest) -> None:
     if bad := sum(count["quarantined"] for count in result.counts.values()):
         log.warning(
@@ -185,10 +198,12 @@ def _say_what_to_look_at(directory: Path, result: Manifest) -> None:
             )
 
 
-def _refuse_output_within(source: Path, out: Path) -> None:
-    if source.resolve() in (out.resolve(), *out.resolve().parents):
+def _refuse_overlap(source: Path, directory: Path) -> None:
+    """Shards would be taken for images, or images be in the way of shards."""
+    there, here = source.resolve(), directory.resolve()
+    if there in (here, *here.parents) or here in there.parents:
         raise ConfigError(
-            f"--out {out} lies within --source {source}, where shards would be taken for images: "
+            f"{directory}, where the shards go, and --source {source} lie within each other: "
             "choose another --out"
         )
 
@@ -267,23 +282,18 @@ def _naming(directory: Path) -> Iterator[None]:
 @contextmanager
 def _lock(directory: Path) -> Iterator[None]:
     """Hold `directory` against a second run; a crash releases it."""
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{directory} cannot be made, as a file is in the way: choose another --out"
+        ) from error
     with (directory / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another run is at work on {directory}: wait for it") from error
         yield
-
-
-def _remove(directory: Path) -> None:
-    """Remove what a run has written, the manifest first: without it nothing is final."""
-    for name in (manifest.NAME, JOURNAL):
-        path = directory / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for path in directory.iterdir():
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Run:
         self.files: dict[str, dict[str, int | str]] = {}
         self._new_reasons: list[tuple[int, str]] = []
         self._marks: dict[str, list[Mark]] = {}
+        self._outcomes = ""
 
     def write(self, workers: int, advance: Advance) -> None:
         """All shards, then samples.parquet; all under their final names."""
@@ -61,7 +63,7 @@ class Run:
             if self.tally.rows:
                 log.info("resuming after %d of %d images", self.tally.rows, self.index.summary.rows)
                 advance(self.tally.rows, "")
-            outcomes = Outcomes(self.work / "outcomes", self.tally.rows)
+            outcomes = Outcomes(self.work / "outcomes", self.tally.rows, self._outcomes)
             with closing(outcomes):
                 if not self.files:
                     self._write_shards(workers, journal, outcomes, advance)
@@ -77,12 +79,12 @@ class Run:
             self.files = record["files"]
             return
         self.tally = Tally.from_json(record["tally"])
+        self._outcomes = record["outcomes"]
         self.reasons.update((row, reason) for row, reason in record["reasons"])
         for split, marks in record["marks"].items():
             known = self._marks.setdefault(split, [Mark() for _ in range(self.prep.splits)])
-            for mark, (count, payload, at, pages) in zip(known, marks, strict=True):
-                mark.samples, mark.payload_bytes, mark.at = count, payload, at
-                mark.pages += pages
+            for k, content in enumerate(marks):
+                known[k] = Mark(**{**content, "pages": known[k].pages + content["pages"]})
 
     def _splits(self) -> list[str]:
         return [split for split in SPLITS if self.index.summary.counts[split]]
@@ -97,13 +99,9 @@ class Run:
             writers = {split: self._writers(split, stack) for split in self._splits()}
             for split in writers:
                 manifest.sync_directory(self.directory / split)
-            commits = stack.enter_context(
-                closing(
-                    Commits(
-                        journal, lambda: self._record(writers), lambda: _sync(writers, outcomes)
-                    )
-                )
-            )
+            sync = partial(_sync, writers, outcomes)
+            commits = Commits(journal, partial(self._record, writers, outcomes), sync)
+            stack.enter_context(closing(commits))
             if left:
                 pool = stack.enter_context(self._pool(min(workers, -(-left // size)), size))
                 self._check_space(pool)
@@ -236,7 +234,8 @@ class Run:
         if self.tally.bad > self.max_bad:
             shown = "; ".join(f"{sample}: {reason}" for sample, reason in self.tally.first_bad)
             raise SourceError(
-                f"{self.tally.bad} images cannot be used, more than --max-bad {self.max_bad}: "
+                f"{self.tally.bad} images so far cannot be used, more than --max-bad "
+                f"{self.max_bad}: "
                 f"{shown}{'; …' if self.tally.bad > SHOWN_BAD else ''}"
             )
 
@@ -251,7 +250,7 @@ class Run:
         free = shutil.disk_usage(self.directory).free
         return f"{self.tally.bad} bad, {readable(payload)} written, {readable(free)} free"
 
-    def _record(self, writers: Writers) -> Record:
+    def _record(self, writers: Writers, outcomes: Outcomes) -> Record:
         """What the journal keeps of the state that the writers are in."""
         marks = {split: [writer.mark() for writer in row] for split, row in writers.items()}
         self._marks = marks
@@ -259,11 +258,9 @@ class Run:
         new, self._new_reasons = self._new_reasons, []
         return {
             "tally": self.tally.to_json(),
+            "outcomes": outcomes.digest,
             "reasons": new,
-            "marks": {
-                split: [[m.samples, m.payload_bytes, m.at, m.pages] for m in row]
-                for split, row in marks.items()
-            },
+            "marks": {split: [vars(mark) for mark in row] for split, row in marks.items()},
         }
 
     def _write_samples(self, outcomes: Outcomes) -> None:

@@ -1,5 +1,6 @@
 """What became of each row of an index in; samples.parquet, one row a sample, out."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.beton import PARTIAL
+from pipeline.errors import DamagedError
 from pipeline.index import SPLITS, Container, Index
 from pipeline.reading import Place
 
@@ -36,19 +38,32 @@ SCHEMA = pa.schema(
     ]
 )
 _CONTAINERS = b"spectral.containers"
+_READ_ROWS = 1 << 20
 
 
 class Outcomes:
     """(width, height) in px of each row so far, (0, 0) of a quarantined one: a file that grows."""
 
-    def __init__(self, path: Path, rows: int) -> None:
+    def __init__(self, path: Path, rows: int, digest: str) -> None:
+        """rows, digest: of what an interrupted run has left; DamagedError if it is not that."""
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         os.ftruncate(self._fd, rows * 8)
+        self._hash = hashlib.sha256()
+        for start in range(0, rows, _READ_ROWS):
+            self._hash.update(self.read(start, min(_READ_ROWS, rows - start)).tobytes())
+        if rows and self.digest != digest:
+            raise DamagedError(f"{path} is not what was written: start over with --overwrite")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all rows, in hexadecimal."""
+        return self._hash.hexdigest()
 
     def append(self, shapes: NDArray[np.int32]) -> None:
         """Add rows (m, 2)."""
         data = memoryview(np.ascontiguousarray(shapes, "<i4").tobytes())
+        self._hash.update(data)
         try:
             while len(data):
                 data = data[os.pwrite(self._fd, data, os.fstat(self._fd).st_size) :]
@@ -111,6 +126,8 @@ def _coded(codes: NDArray[Any], words: Any) -> pa.Array:
 def quarantined(directory: Path) -> Iterator[tuple[str, str]]:
     """(id, reason) of each image that could not be used."""
     columns = ["id", "status", "reason"]
+    if why := problem(directory / NAME):
+        raise DamagedError(f"{directory / NAME} {why}; copy it again, or prepare --overwrite")
     with pq.ParquetFile(directory / NAME) as file:
         for group in range(file.num_row_groups):
             for row in file.read_row_group(group, columns).to_pylist():
@@ -143,6 +160,8 @@ def containers(directory: Path) -> list[Container]:
 
 def problem(path: Path) -> str | None:
     """What is wrong with the table's footer, or with its columns."""
+    if not path.is_file():
+        return "is missing"
     try:
         found = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:

@@ -44,9 +44,10 @@ def draw(directory: Path, target: Path, count: int = 4) -> None:
     rows = _rows(directory, found, count)
     prep = found.preparation
     split = prep.splits > 1
+    what = f"{prep.splits} planes, {prep.transform}" if split else f"whole images, {prep.codec}"
     heights = [2.8 * split, 3.3 * len(rows)]
     figure = plt.figure(figsize=(13, sum(heights) + 0.5), layout="constrained")
-    figure.suptitle(f"{prep.dataset} {directory.name}: {prep.splits} planes, {prep.transform}")
+    figure.suptitle(f"{prep.dataset} {directory.name}: {what}")
     if split:
         halves: Any = figure.subfigures(2, 1, height_ratios=heights)
         _plot_planes(halves[0], found)
@@ -64,6 +65,8 @@ def _plot_planes(figure: Any, found: Manifest) -> None:
     variance = np.array([np.square(plane.std).sum() for plane in planes])
     stored = [plane.bytes_per_sample for plane in planes]
     kept = [plane.psnr_db if plane.psnr_db is not None else np.nan for plane in planes]
+    from matplotlib.ticker import MaxNLocator
+
     axes = figure.subplots(1, 3)
     axes[0].bar(k, 100 * variance / variance.sum())
     axes[0].set(yscale="log", title="energy of train about the mean, % of all planes")
@@ -75,6 +78,7 @@ def _plot_planes(figure: Any, found: Manifest) -> None:
     axes[2].set(title=title)
     for axis in axes:
         axis.set_xlabel("plane k")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.title.set_fontsize(9)
         axis.grid(axis="y", alpha=0.3)
 

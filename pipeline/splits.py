@@ -178,6 +178,9 @@ def _with(batch: pa.RecordBatch, **columns: NDArray[Any]) -> pa.RecordBatch:
 
 def warn_of_thin_splits(present: NDArray[np.bool_], classes: list[str], prep: Preparation) -> None:
     """Say which splits are empty or lack a class. present: (splits, classes)."""
+    if not present[TRAIN].any():
+        log.warning("the source has no train split: nothing to train a network on")
+        return
     for code in (TRAIN, CALIB, VAL):
         missing = [name for name, there in zip(classes, present[code], strict=True) if not there]
         if code == VAL and len(missing) == len(classes):
@@ -230,4 +233,4 @@ def refuse_unknown_choices(prep: Preparation) -> None:
         raise ConfigError(f"--test-split: only {', '.join(able)} have one")
     if prep.all_classes and not (spec and spec.min_images):
         able = [name for name, s in catalogue().items() if s.min_images]
-        raise ConfigError(f"--classes all: only {', '.join(able)} leave classes out")
+        raise ConfigError(f"--classes all: only {', '.join(able)} leaves classes out")

@@ -46,18 +46,18 @@ def _plane(run: Run, k: int, splitter: Splitter | None) -> Plane:
     step = float(splitter.steps[k]) if splitter else 1.0
     offset = splitter.offsets[k] if splitter else np.zeros(prep.channels)
     colour = splitter.colour if splitter else np.eye(prep.channels)
-    train = tally.train
+    train = tally.train if tally.train.pixels else tally.rest  # of val, where there is no train
     mean, std = unrotated_moments(
         train.pixels, train.first[k], train.second[k], step, offset, colour
     )
-    values = max(1, (train.pixels + tally.rest.pixels) * prep.channels)
+    values = max(1, (tally.train.pixels + tally.rest.pixels) * prep.channels)
     names = [shard_name(split, k) for split in tally.counts]
     payload = sum(int(run.files[name]["payload_bytes"]) for name in names if name in run.files)
     return Plane(
         k=k,
         step=step,
         offset=offset.tolist(),
-        clipped=int(train.clipped[k] + tally.rest.clipped[k]) / values,
+        clipped=int(tally.train.clipped[k] + tally.rest.clipped[k]) / values,
         mean=mean,
         std=std,
         bytes_per_sample=payload / tally.written,

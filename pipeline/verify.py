@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def verify(
     """
     found = manifest.load(directory)
     wanted = _wanted(found, shard)
-    check = _structure if quick else _content
+    check = partial(_structure, len(found.classes)) if quick else _content
     damaged = []
     with (
         progress("verify", sum(entry["size"] for entry in wanted.values()), "bytes") as advance,
@@ -78,11 +79,12 @@ def _content(path: Path, entry: dict[str, Any]) -> str | None:
     return None if digest(path) == entry["digest"] else "its content has changed (digest differs)"
 
 
-def _structure(path: Path, entry: dict[str, Any]) -> str | None:
+def _structure(classes: int, path: Path, entry: dict[str, Any]) -> str | None:
     if path.name == samples.NAME:
         return samples.problem(path)
     try:
-        BetonReader(path).close()
+        with BetonReader(path) as reader:
+            reader.check(classes)
     except DamagedError as error:
         return str(error)
     return None

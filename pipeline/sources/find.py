@@ -32,6 +32,11 @@ def few_subfolders(root: Path) -> list[Path]:
     return found if len(found) <= _FEW else []
 
 
+def visible_files(root: Path) -> list[Path]:
+    """Sorted files of a folder but hidden ones."""
+    return sorted(p for p in root.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
 def natural(name: str) -> list[int | str]:
     """A key that sorts the numbers in names as numbers: 2 before 10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]

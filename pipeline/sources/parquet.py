@@ -142,6 +142,8 @@ def _class_names(parts: list[_Part]) -> list[str] | None:
         names = features[_first(LABEL_COLUMNS, schema.names)]["names"]
     except (KeyError, TypeError, ValueError):
         return None
+    if isinstance(names, dict):  # {"0": …}, as older versions of the library wrote them
+        names = [names[key] for key in sorted(names, key=int)]
     return [str(name) for name in names] if isinstance(names, list) and names else None
 
 

@@ -126,7 +126,7 @@ def _tiny_trees(root: Path) -> list[Path]:
 
 def _is_tiny(tree: Path) -> bool:
     first = subfolders(tree / "train")[:1]
-    return (tree / "val" / ANNOTATIONS).is_file() and any((f / "images").is_dir() for f in first)
+    return (tree / "val" / "images").is_dir() and any((f / "images").is_dir() for f in first)
 
 
 def _v2_trees(root: Path) -> list[Path]:
@@ -220,6 +220,8 @@ def _read_solution(path: Path) -> dict[str, str]:
 
 def _read_annotations(path: Path) -> dict[str, str]:
     """Wnid by image: `<image>, <wnid>, <box>`, with tabs between."""
+    if not path.is_file():
+        raise SourceError(f"{path} is missing: the classes of val/images stand in it")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     pairs = (line.split("\t") for line in lines if line.strip())
     return _wnid_of(path, ((words[0], words[1:2]) for words in pairs))

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.index import Scan, some
 from pipeline.sources.base import Source
-from pipeline.sources.find import natural, subfolders
+from pipeline.sources.find import natural, subfolders, visible_files
 from pipeline.sources.tar import Member, first_members, open_tar, tars_in, walk
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -50,6 +50,8 @@ class WebDataset(Source):
         """Train, then val; shards by their numbers; samples as packed."""
         for folder in (self.root, *subfolders(self.root)):
             scan.saw(folder)
+        if other := [p.name for p in visible_files(self.root) if p not in _shards(self.root)]:
+            log.warning("%s: left out, as they are no tars: %s", self.root, some(other))
         counts: Counter[int] = Counter()
         for split, shards in _by_split(self.root).items():
             for shard in shards:

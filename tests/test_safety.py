@@ -1,0 +1,145 @@
+"""What is not ours is never removed, and what was damaged is never taken for sound."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, SUB4, spectral_here
+from tests.test_prepare import children, files_of, wait_until
+from tests.test_restart import Cut, _nth, rows_done, small, words
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "stray",
+    ["thesis.txt", "mine/x.txt", "train/cat.jpg", "journal/notes", "val/shard_00.beton.bak"],
+)
+@pytest.mark.parametrize("option", [(), ("--overwrite",)])
+def test_a_directory_with_anything_foreign_is_left_alone(
+    data: Path, source: Path, tmp_path: Path, stray: str, option: tuple[str, ...]
+) -> None:
+    """Empty otherwise, or a finished one."""
+    for start in ("empty", "finished"):
+        folder = tmp_path / start / SUB4
+        if start == "finished":
+            shutil.copytree(data / SUB4, folder)
+        (folder / stray).parent.mkdir(parents=True, exist_ok=True)
+        (folder / stray).write_text("precious")
+        before = tree(folder)
+        done = spectral_here(*small(source, tmp_path / start), *option)
+        if start == "finished" and not option:
+            continue  # of another source; what matters is that nothing went
+        assert done.returncode == 1, done.stdout
+        assert stray.split("/")[0] in done.stderr
+        assert tree(folder) == before
+
+
+def test_source_and_output_within_each_other_are_refused(source: Path, tmp_path: Path) -> None:
+    """In both directions, and by links."""
+    target = tmp_path / SUB4
+    inner = target / "photos"
+    shutil.copytree(source, inner)
+    (tmp_path / "link").symlink_to(inner)
+    before = tree(tmp_path)
+    for place in (inner, target, tmp_path / "toy", tmp_path, tmp_path / "link"):
+        done = spectral_here(*small(place, tmp_path))
+        assert done.returncode == 1
+        assert "within each other" in done.stderr
+        assert tree(tmp_path) == before
+
+
+def test_empty_paths_are_refused(source: Path, tmp_path: Path) -> None:
+    for words_ in (("--source", "", "--out", tmp_path), ("--source", source, "--out", "")):
+        done = spectral_here("prepare", "toy", "--splits", 4, "--size", 32, *words_)
+        assert done.returncode == 2
+        assert "the path is empty" in done.stderr
+
+
+def damage(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 16
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda d: damage(d / "train" / "shard_01.beton.partial", 2110),
+        lambda d: damage(d / "train" / "shard_01.beton.partial", -50),
+        lambda d: damage(d / "journal" / "outcomes", 20),
+        lambda d: (d / "journal" / "outcomes").unlink(),
+        lambda d: damage(d / "journal" / "index.arrow", 500),
+        lambda d: os.truncate(d / "journal" / "index.arrow", 100),
+        lambda d: (d / "journal" / "index.arrow").unlink(),
+        lambda d: (d / "journal" / "header").unlink(),
+        lambda d: (d / "journal" / "header").write_text("garbage"),
+        lambda d: (d / "journal" / "index.json").write_text("{"),
+        lambda d: (d / "val" / "shard_02.beton.partial").unlink(),
+    ],
+)
+def test_what_a_damaged_run_left_is_not_taken_up(
+    data: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], None],
+) -> None:  # fmt: skip
+    """It is said, and --overwrite gives what it should."""
+    from pipeline import beton_writer
+
+    with monkeypatch.context() as patch:
+        finish = beton_writer.BetonWriter.finish
+        patch.setattr(beton_writer.BetonWriter, "finish", _nth(finish, 1))
+        with pytest.raises(Cut):
+            spectral_here(*small(source, tmp_path))
+    folder = tmp_path / SUB4
+    harm(folder)
+    done = spectral_here(*small(source, tmp_path))
+    assert done.returncode == 1
+    assert "--overwrite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert spectral_here(*small(source, tmp_path), "--overwrite").returncode == 0
+    assert files_of(folder) == files_of(data / SUB4)
+
+
+@pytest.mark.parametrize("wait", [0.3, 0.6, 0.9, 1.3, 2.5])
+def test_ctrl_c_is_one_line(source: Path, tmp_path: Path, wait: float) -> None:
+    """A terminal sends it to the whole process group, whatever the workers are doing."""
+    many = tmp_path / "many"
+    for copy in range(150):
+        shutil.copytree(source / "train", many / f"c{copy % 5}" / str(copy), copy_function=os.link)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "cli", *words(many, tmp_path / "out", "sub36", 2)], cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_until(lambda: len(children(started.pid)) > 0)
+    time.sleep(wait)
+    assert started.poll() is None
+    os.killpg(started.pid, signal.SIGINT)
+    _, error = started.communicate(timeout=30)
+    assert started.returncode == 130
+    assert "interrupted; run the same command again" in error
+    assert "Traceback" not in error
+    assert rows_done(tmp_path / "out") >= 0
+
+
+def test_quick_finds_pointers_and_labels_that_lead_nowhere(data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data / SUB4, tmp_path / "copy"))
+    path = folder / "train" / "shard_00.beton"
+    content = path.read_bytes()
+    for at, what in ((2110, "points to byte"), (2106 + 16 + 2, "the label of sample")):
+        damaged = bytearray(content)
+        damaged[at : at + 4] = b"\xff" * 4
+        path.write_bytes(damaged)
+        done = spectral_here("verify", folder, "--quick")
+        assert done.returncode == 1
+        assert what in done.stderr
+    assert np.frombuffer(content, "<i8", 1, 2106 + 16)[0] == 0
