@@ -6,8 +6,9 @@
 
 First form: the photographs of SOURCE, each re-encoded with small changes, packed as
 <class>.tar files in a folder (`--form tars`) or as one .tar.gz of them (`--form gz`), then
-`spectral prepare imagenet21k --splits 36 --classes all` (they are too few a class for 21K-P). Second form: an index of so many invented rows, all
-of which point to the photographs; the run is stopped after some seconds. Memory is the
+`spectral prepare imagenet21k --splits 36 --classes all` (they are too few a class for 21K-P).
+Second form: an index of so many invented rows, all of which point to the photographs; the run
+is stopped after some seconds. Memory is the
 proportional set size of all processes together (pages that several of them map are shared out).
 """
 

@@ -164,7 +164,7 @@ def test_bad_images_are_quarantined_with_their_reasons(source: Path, tmp_path: P
 
     done = prepare(mixed, tmp_path / "strict", "--max-bad", 2)
     assert done.returncode == 1
-    assert "3 images cannot be used, more than --max-bad 2" in done.stderr
+    assert "3 images so far cannot be used, more than --max-bad 2" in done.stderr
     assert "cut.jpg" in done.stderr
     assert not list((tmp_path / "strict").rglob("*.beton"))
 
@@ -377,7 +377,7 @@ def test_output_within_the_source_is_refused(source: Path) -> None:
     """Its shards would be taken for images the next time."""
     done = prepare(source, source / "data")
     assert done.returncode == 1
-    assert "lies within --source" in done.stderr
+    assert "lie within each other" in done.stderr
     assert not (source / "data").exists()
 
 

@@ -126,7 +126,9 @@ def _tiny_trees(root: Path) -> list[Path]:
 
 def _is_tiny(tree: Path) -> bool:
     first = subfolders(tree / "train")[:1]
-    return (tree / "val" / "images").is_dir() and any((f / "images").is_dir() for f in first)
+    val = tree / "val"
+    told = (val / ANNOTATIONS).is_file() or (val / "images").is_dir()
+    return told and any((f / "images").is_dir() for f in first)
 
 
 def _v2_trees(root: Path) -> list[Path]:
