@@ -227,7 +227,6 @@ def test_overwrite_starts_over(data: Path, source: Path, tmp_path: Path) -> None
     refused = spectral_here(*small(source, tmp_path))
     assert refused.returncode == 1
     assert "--overwrite" in refused.stderr
-    (folder / "stray").write_text("x")
     assert spectral_here(*small(source, tmp_path), "--overwrite").returncode == 0
     assert files_of(folder) == files_of(data / "toy" / "sub4-s32-calib0.2")
 
