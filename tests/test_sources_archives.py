@@ -1,0 +1,391 @@
+"""Archives of archives: class tars, one whole tar in gzip, ImageNet-V2, WebDataset."""
+
+import gzip
+import json
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.index import Index, Scan
+from pipeline.options import preparation
+from pipeline.reading import Place
+from pipeline.sources import gzipped, recognise
+from pipeline.sources.tar import is_tar
+from pipeline.splits import assign
+from tests.test_sources_tar import (
+    Files,
+    jpegs,
+    listed,
+    packed,
+    refused,
+)
+
+# --- class tars and whole tars ------------------------------------------------------------------
+
+
+def test_class_tars_take_what_is_inside_by_its_base_name(tmp_path: Path) -> None:
+    """Folders, hidden files and hard names; long names; webp is an image as any other."""
+    one, two, three = jpegs(3)
+    webp = jpegs(1, "WEBP")[0]
+    root = tmp_path / "tars"
+    root.mkdir()
+    long = "x" * 200 + ".JPEG"
+    files = {
+        "n02/": b"",
+        "./n02/b.JPEG": one,
+        "../a.JPEG": two,
+        "._a.JPEG": b"mac",
+        f"n02/{long}": three,
+    }
+    (root / "n02.tar").write_bytes(packed(files, tarfile.PAX_FORMAT))
+    (root / "n01.tar").write_bytes(packed({"w.webp": webp}))
+    (root / "words.txt").write_text("n01\tgoldfish, Carassius\nn03\tother\n")
+    found = listed(root, tmp_path / "scan")
+    assert found.layout == "class-tars"
+    assert found.images == {
+        "train/n01/w.webp": webp,
+        "train/n02/b.JPEG": one,
+        "train/n02/a.JPEG": two,
+        f"train/n02/{long}": three,
+    }
+    assert [found.ranks[f"train/n02/{n}"] for n in ("a.JPEG", "b.JPEG", long)] == [0, 1, 2]
+    assert found.summary.names == ["goldfish, Carassius", "n02"]
+    assert not (tmp_path / "a.JPEG").exists()
+
+
+def test_class_tars_with_something_else_beside_them_say_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "tars"
+    root.mkdir()
+    (root / "n01.tar").write_bytes(packed({"a.JPEG": jpegs(1)[0]}))
+    (root / "n02.tar.part").write_bytes(b"")
+    listed(root, tmp_path / "scan")
+    assert "n02.tar.part" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([], "empty class"),
+        ([("a/x.JPEG", b"1"), ("b/x.JPEG", b"2")], "two files called x.JPEG"),
+        ([("n02.tar", b"1")], "use --source"),
+    ],
+)
+def test_class_tars_that_cannot_be_used(
+    tmp_path: Path, files: list[tuple[str, bytes]], expected: str
+) -> None:
+    root = tmp_path / "tars"
+    root.mkdir()
+    (root / "n01.tar").write_bytes(packed(files))
+    assert expected in refused(root, tmp_path / "scan")
+
+
+def test_tars_in_gzip_within_a_folder_are_said_to_be(tmp_path: Path) -> None:
+    root = tmp_path / "tars"
+    root.mkdir()
+    (root / "n01.tar").write_bytes(gzip.compress(packed({"a.JPEG": jpegs(1)[0]})))
+    assert "n01.tar is packed with gzip" in refused(root, tmp_path / "scan")
+
+
+def whole(folder: str = "winter21_whole/") -> tuple[bytes, Files]:
+    """Tars of classes that do not come in order, within a folder."""
+    images, files, expected = jpegs(9), [(f"{folder}._n2.tar", b"mac")], {}
+    for i, wnid in enumerate(("n2", "n9", "n10")):
+        inner = {f"{wnid}_{k}.JPEG": images[3 * i + k] for k in (2, 0, 1)}
+        expected |= {f"train/{wnid}/{name}": data for name, data in inner.items()}
+        files.append((f"{folder}{wnid}.tar", packed(inner)))
+    return packed(files), expected
+
+
+def pigz(content: bytes) -> bytes:
+    """Several members, and zeros to fill a block."""
+    parts = [gzip.compress(content[i : i + 3001]) for i in range(0, len(content), 3001)]
+    return b"".join(parts) + b"\0" * 100
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, pigz], ids=["tar", "gzip", "members"])
+def test_a_whole_tar(tmp_path: Path, pack: "type[bytes]") -> None:
+    """Recognised by content, whatever the name."""
+    content, expected = whole()
+    path = tmp_path / "data.bin"
+    path.write_bytes(pack(content))
+    (tmp_path / "LOC_synset_mapping.txt").write_text("n2 tench, Tinca\nn9 hen\n")
+    found = listed(path, tmp_path / "scan")
+    assert found.layout == "whole-tar"
+    assert found.images == expected
+    assert list(found.images) == list(expected)
+    assert found.summary.classes == ["n10", "n2", "n9"]
+    assert found.summary.names == ["n10", "tench, Tinca", "hen"]
+    assert found.ranks["train/n9/n9_2.JPEG"] == 2
+    assert (found.summary.containers[0].kind == "gzip") == (pack is not bytes)
+
+
+def test_an_inner_tar_that_ends_in_a_single_block_of_zeros(tmp_path: Path) -> None:
+    """The walk over the inner tar then stands where the outer one goes on, not before."""
+    (image,) = jpegs(1)
+    inner = packed({"a.JPEG": image})
+    inner = inner[: 512 + -(-len(image) // 512) * 512 + 512]
+    content = packed({"n1.tar": inner, "n2.tar": inner})
+    (tmp_path / "all.tgz").write_bytes(gzip.compress(content))
+    found = listed(tmp_path / "all.tgz", tmp_path / "scan")
+    assert found.images == {"train/n1/a.JPEG": image, "train/n2/a.JPEG": image}
+
+
+def test_a_whole_tar_says_what_it_leaves_out_and_what_comes_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = packed({"a.JPEG": jpegs(1)[0]})
+    path = tmp_path / "all.tar"
+    path.write_bytes(packed([("README", b"hi"), ("n1.tar", inner)]))
+    listed(path, tmp_path / "scan")
+    assert "README" in caplog.text
+    path.write_bytes(packed([("n1.tar", inner), ("x/n1.tar", inner)]))
+    assert "comes twice" in refused(path, tmp_path / "scan")
+
+
+def test_val_of_21k_is_the_first_by_name_however_they_are_packed(tmp_path: Path) -> None:
+    names = [f"n2_{i}.JPEG" for i in range(501)]
+    random.Random(0).shuffle(names)
+    large = packed((name, name.encode()) for name in names)
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(gzip.compress(packed({"n2.tar": large, "n1.tar": packed({"x": b"x"})})))
+    scan = Scan(tmp_path, path, lambda count, note: None)
+    recognise(path).scan(scan)
+    index = assign(scan, preparation("imagenet21k", 36), tmp_path)
+    rows = [row for batch in index.batches() for row in batch.to_pylist()]
+    val = {row["id"].split("/")[-1] for row in rows if row["split"] == 2}
+    assert val == set(sorted(names)[:50])
+    assert index.summary.classes == ["n2"]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_gzip_stream_cut_short(tmp_path: Path, share: float) -> None:
+    content = gzip.compress(whole()[0])
+    path = tmp_path / "all.tar.gz"
+    cut = int(len(content) * share)
+    path.write_bytes(content[:cut])
+    message = refused(path, tmp_path / "scan")
+    assert f"all.tar.gz ends at byte {cut:,}, in the middle of its gzip stream" in message
+
+
+@pytest.mark.parametrize("where", [0.6, -6], ids=["data", "checksum"])
+def test_a_gzip_stream_with_a_flipped_bit(tmp_path: Path, where: float) -> None:
+    """Within the data of an image only the checksum at the end can tell."""
+    content = bytearray(gzip.compress(whole()[0]))
+    at = int(len(content) * where) if where > 0 else int(where)
+    content[at] ^= 1
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(content)
+    assert "download it again" in refused(path, tmp_path / "scan")
+
+
+def test_something_else_after_a_gzip_stream(tmp_path: Path) -> None:
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(gzip.compress(whole()[0]) + b"something else")
+    assert "no gzip stream" in refused(path, tmp_path / "scan")
+
+
+@pytest.mark.parametrize("members", [1, 5])
+def test_a_gzip_file_is_read_from_any_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int
+) -> None:
+    """Forward, backward, over the borders of members; only what lies after a point is inflated."""
+    monkeypatch.setattr(gzipped, "SPACING", 1 << 16)
+    monkeypatch.setattr(gzipped, "_CHUNK", 1 << 14)
+    words = [f"word{i}".encode() for i in range(999)]
+    draw = random.Random(1)
+    content = b" ".join(draw.choice(words) for _ in range(150_000))
+    path, step = tmp_path / "text.gz", len(content) // members + 1
+    path.write_bytes(
+        b"".join(gzip.compress(content[i : i + step]) for i in range(0, len(content), step))
+    )
+    points = gzipped.points_of(path, tmp_path)
+    with gzipped.Gunzip(path, points) as stream:
+        stream.seek(len(content) + 1)
+        assert stream.tell() == len(content)
+    found = [points.before(i) for i in range(0, len(content), 1 << 16)]
+    assert len({point and point.output for point in found}) > 8
+    assert len({point.bits for point in found if point}) > 2
+    read = gzipped.open_gzip(path, tmp_path)
+    for _ in range(60):
+        offset, size = draw.randrange(len(content) - 1), draw.randrange(1, 90_000)
+        size = min(size, len(content) - offset)
+        assert read(Place(0, "", offset, size)) == content[offset : offset + size]
+    with pytest.raises(SourceError, match="shorter"):
+        read(Place(0, "", len(content) - 5, 6))
+
+
+def test_a_scan_makes_its_points_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gzipped, "SPACING", 1 << 10)
+    monkeypatch.setattr(gzipped, "_CHUNK", 1 << 10)
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(pigz(whole()[0]))
+    listed(path, tmp_path / "scan")
+    points = gzipped.points_of(path, tmp_path / "scan").path
+    size = points.stat().st_size
+    listed(path, tmp_path / "scan")
+    assert points.stat().st_size == size > 0
+
+
+def test_a_gzip_file_is_read_without_points(tmp_path: Path) -> None:
+    path = tmp_path / "x.gz"
+    path.write_bytes(gzip.compress(bytes(range(256)) * 99))
+    read = gzipped.open_gzip(path, tmp_path)
+    assert read(Place(0, "", 515, 2)) == b"\3\4"
+    assert read(Place(0, "", 0, 2)) == b"\0\1"
+
+
+# --- ImageNet-V2 --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_imagenetv2_folders_are_numbers(tmp_path: Path, pack: "type[bytes]") -> None:
+    """Sorted as text, 10 would come before 2; and all is val."""
+    images = jpegs(4)
+    top = "imagenetv2-matched-frequency-format-val"
+    files = {f"{top}/{n}/x{i}.jpeg": images[i] for i, n in enumerate((889, 2, 10, 2))}
+    path = tmp_path / "v2"
+    path.write_bytes(pack(packed(files)))
+    found = listed(path, tmp_path / "scan")
+    assert found.layout == "imagenetv2-tar"
+    assert found.labels == {
+        "val/889/x0.jpeg": 889, "val/2/x1.jpeg": 2, "val/10/x2.jpeg": 10, "val/2/x3.jpeg": 2
+    }  # fmt: skip
+    assert list(found.images.values()) == images
+    assert len(found.summary.classes) == 1000
+
+
+def test_imagenetv2_makes_an_index_of_val_alone(tmp_path: Path) -> None:
+    path = tmp_path / "imagenetv2.tar"
+    path.write_bytes(packed({f"imagenetv2/{n}/x.jpeg": jpegs(1)[0] for n in range(3)}))
+    scan = Scan(tmp_path, path, lambda count, note: None)
+    recognise(path).scan(scan)
+    index = assign(scan, preparation("v2", 4, size=32), tmp_path)
+    assert isinstance(index, Index)
+    assert index.summary.counts == {"train": 0, "calib": 0, "val": 3, "test": 0}
+
+
+@pytest.mark.parametrize(
+    "name", ["imagenetv2/1000/x.jpeg", "imagenetv2/x.jpeg", "./imagenetv2/1/x.jpeg"]
+)
+def test_imagenetv2_with_a_strange_folder(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "v2.tar"
+    path.write_bytes(packed({"imagenetv2/1/x.jpeg": b"1", name: b"2"}))
+    assert name in refused(path, tmp_path / "scan")
+
+
+# --- WebDataset ---------------------------------------------------------------------------------
+
+
+def shard(labels: dict[str, int], suffix: str = "jpg", label: str = "cls") -> tuple[bytes, Files]:
+    """A shard, and its images by key."""
+    images = dict(zip(labels, jpegs(len(labels)), strict=True))
+    files: list[tuple[str, bytes]] = []
+    for key, number in labels.items():
+        text = str(number) if label == "cls" else json.dumps({"label": number, "caption": "x"})
+        pair = [(f"{key}.{suffix}", images[key]), (f"{key}.{label}", text.encode())]
+        files += [*reversed(pair), (f"{key}.txt", b"words")] if label == "cls" else pair
+    return packed(files), images
+
+
+def test_webdataset_shards_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    root, expected, labels = tmp_path / "wds", {}, {}
+    root.mkdir()
+    for split, number, label in (("train", 10, "cls"), ("train", 9, "json"), ("val", 0, "cls")):
+        content, images = shard({"a0": 3, "dir/b": 0, "c": number}, label=label)
+        stem = f"imagenet-{'validation' if split == 'val' else split}-{number}"
+        (root / f"{stem}.tar").write_bytes(content)
+        for (key, data), k in zip(images.items(), (3, 0, number), strict=True):
+            expected[f"{split}/{k}/{stem}/{key}"] = data
+            labels[f"{split}/{k}/{stem}/{key}"] = k
+    found = listed(root, tmp_path / "scan")
+    assert found.layout == "webdataset"
+    assert found.images == expected
+    assert found.labels == labels
+    assert found.summary.classes == [str(i) for i in range(11)]
+    assert [i.split("/")[2] for i in found.images][::3] == [
+        "imagenet-train-9", "imagenet-train-10", "imagenet-validation-0"
+    ]  # fmt: skip
+
+
+def test_webdataset_folders_of_splits_and_a_test_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "wds"
+    for folder in ("train", "val", "test"):
+        (root / folder).mkdir(parents=True)
+        (root / folder / "00.tar").write_bytes(shard({"k": 1}, "png")[0])
+    found = listed(root, tmp_path / "scan")
+    assert set(found.images) == {"train/1/00/k", "val/1/00/k"}
+    assert "test split is left out" in caplog.text
+
+
+def test_webdataset_without_splits_is_all_train(tmp_path: Path) -> None:
+    root = tmp_path / "wds"
+    root.mkdir()
+    (root / "0000.tar").write_bytes(shard({"k": 1, "l": 1, "m": 0}, "webp")[0])
+    (root / "0001.tar").write_bytes(shard({"k": 1}, "JPEG")[0])
+    found = listed(root, tmp_path / "scan")
+    assert found.ranks == {
+        "train/1/0000/k": 0, "train/1/0000/l": 1, "train/0/0000/m": 0, "train/1/0001/k": 2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"k.jpg": b"1"}, "the key k has no label"),
+        ({"k.jpg": b"1", "k.json": b'{"width": 3}'}, "the key k has no label"),
+        ({"k.cls": b"1"}, "the key k has no image"),
+        ({"k.jpg": b"1", "k.cls": b"n01"}, "no whole number"),
+        ({"k.jpg": b"1", "k.cls": b"-1"}, "the label -1"),
+        ({"k.jpg": b"1", "k.json": b'{"label": "n01"}'}, "the label 'n01'"),
+        ({"k.jpg": b"1", "k.json": b"{"}, "no JSON"),
+        ({"k.jpg": b"1", "k.png": b"1", "k.cls": b"1"}, "two images of the key k"),
+        ({"readme.txt": b"1"}, "no samples"),
+    ],
+)
+def test_webdataset_names_key_and_shard(tmp_path: Path, files: Files, expected: str) -> None:
+    root = tmp_path / "wds"
+    root.mkdir()
+    (root / "0000.tar").write_bytes(shard({"a": 1})[0])
+    (root / "0001.tar").write_bytes(packed(files))
+    message = refused(root, tmp_path / "scan")
+    assert expected in message
+    assert "0001.tar" in message
+
+
+def test_webdataset_with_shards_of_no_split_among_others(tmp_path: Path) -> None:
+    root = tmp_path / "wds"
+    root.mkdir()
+    for name in ("train-0.tar", "more.tar"):
+        (root / name).write_bytes(shard({"a": 1})[0])
+    assert "more.tar" in refused(root, tmp_path / "scan")
+
+
+def test_a_tar_is_known_by_the_checksum_of_its_header(tmp_path: Path) -> None:
+    """Tars of the seventies have no magic."""
+    header = bytearray(packed({"n01.tar": b""})[:512])
+    header[148:156], header[257:265] = b" " * 8, b"\0" * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    found = {}
+    for name, content in (("v7", header), ("bad", b"x" + header[1:]), ("zeros", bytes(512))):
+        (tmp_path / name).write_bytes(content)
+        found[name] = is_tar(tmp_path / name)
+    assert found == {"v7": True, "bad": False, "zeros": False}
+
+
+def test_a_file_of_unknown_content_is_answered_with_what_is_accepted(tmp_path: Path) -> None:
+    for name, content in (
+        ("x.tar", b"no tar"),
+        ("y.tar.gz", b"no gzip"),
+        ("z", gzip.compress(b"z")),
+    ):
+        (tmp_path / name).write_bytes(content)
+        message = refused(tmp_path / name, tmp_path / "scan")
+        assert "whole-tar" in message
+        assert "ilsvrc-tars" in message
