@@ -102,14 +102,16 @@ class BetonWriter:
         rows = np.zeros(len(sizes), self.field.row)
         rows["f1"] = labels
         _fill_image(rows["f0"], self.field, pointers, sizes, shapes)
-        self._metadata += rows.tobytes()
-        self._rows.update(rows.tobytes())
+        written = rows.tobytes()
+        self._metadata += written
+        self._rows.update(written)
         if self._sizes is not None:
             ids = np.arange(self._samples, self._samples + len(sizes))
             table = np.zeros(len(sizes), ALLOCATION)
             table["sample_id"], table["ptr"], table["size"] = ids, pointers, sizes
-            self._write_all(table.tobytes(), self._samples * ALLOCATION.itemsize, self._sizes)
-            self._table.update(table.tobytes())
+            written = table.tobytes()
+            self._write_all(written, self._samples * ALLOCATION.itemsize, self._sizes)
+            self._table.update(written)
         self._samples += len(sizes)
         self._payload_bytes += int(sizes.sum())
         if len(self._metadata) >= _METADATA_BUFFER:

@@ -127,6 +127,7 @@ class Scan:
         self._rows: list[list[Any]] = [[] for _ in ROWS]
         self._writer = RowWriter(folder / "scan.arrow")
         self.train_counts: list[int] = []
+        self.has_val = False
 
     def container(self, path: Path, kind: str, **more: Any) -> int:
         """Number of a new container, for `file` of `add`."""
@@ -160,6 +161,7 @@ class Scan:
         if ordinal == len(self.train_counts):
             self.train_counts.append(0)
         self.train_counts[ordinal] += split == "train"
+        self.has_val |= split == "val"
         values = (f"{split}/{key}/{name}", SPLITS.index(split), ordinal, file, member)
         for column, value in zip(self._rows, (*values, offset, size, rank), strict=True):
             column.append(value)

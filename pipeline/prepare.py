@@ -5,7 +5,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def _journalled(prep: Preparation, source: Source, directory: Path, progress: Pr
     header = {"preparation": asdict(prep), "source": str(source.root.resolve()),
               "layout": source.layout, "versions": _versions()}  # fmt: skip
     if (index := Index.load(folder, source.root)) is not None:
-        with _opened(folder / "header") as journal:
+        with closing(Journal(folder / "header")) as journal:
             records = journal.read()
         if not records:
             raise DamagedError(f"{folder / 'header'} is damaged: start over with --overwrite")
@@ -115,7 +115,7 @@ def _journalled(prep: Preparation, source: Source, directory: Path, progress: Pr
         return _unchanged(index, prep, source, directory, progress)
     remove(directory)
     folder.mkdir()
-    with _opened(folder / "header") as journal:
+    with closing(Journal(folder / "header")) as journal:
         journal.append(header)
     index = scan(prep, source, folder, progress)
     check_counts(index, catalogue().get(prep.dataset), prep)
@@ -257,15 +257,6 @@ def _fresh(folder: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Journal]:
-    journal = Journal(path)
-    try:
-        yield journal
-    finally:
-        journal.close()
 
 
 @contextmanager

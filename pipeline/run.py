@@ -110,7 +110,7 @@ class Run:
             self._refuse_nothing_written()
             commits.last()
             files = {
-                self._name(split, k): vars(writer.finish())
+                manifest.shard_name(split, k): vars(writer.finish())
                 for split, row in writers.items()
                 for k, writer in enumerate(row)
             }
@@ -123,7 +123,9 @@ class Run:
         marks = self._marks.get(split, [None] * self.prep.splits)
         return [
             stack.enter_context(
-                closing(BetonWriter(self.directory / self._name(split, k), field, rows, mark))
+                closing(
+                    BetonWriter(self.directory / manifest.shard_name(split, k), field, rows, mark)
+                )
             )
             for k, mark in enumerate(marks)
         ]
@@ -132,9 +134,6 @@ class Run:
         summary = self.index.summary
         room = slot_bytes(self.prep, size)
         return Pool(self.prep, self.index.root, summary.containers, workers, room)
-
-    def _name(self, split: str, k: int) -> str:
-        return manifest.shard_name(split, k)
 
     def _check_space(self, pool: Pool) -> None:
         """Reckon from a few images what the shards will take; SourceError if it cannot fit."""

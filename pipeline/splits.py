@@ -59,7 +59,7 @@ class _Chooser:
     def __init__(self, scan: Scan, prep: Preparation) -> None:
         self.scan, self.prep = scan, prep
         self.spec = catalogue().get(prep.dataset)
-        self.has_val = any(VAL in batch["split"].unique().to_pylist() for batch in scan.batches())
+        self.has_val = scan.has_val
         self.classes, self.label_of = self._kept()
         self.val_threshold = self._val_threshold() if prep.test_split else 0.0
         self.kept_rows = self._totals() if prep.limit is not None else None
