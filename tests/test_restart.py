@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import beton_writer, manifest, run, samples
 from pipeline.journal import Journal
-from tests.conftest import ROOT, spectral, spectral_here
+from tests.conftest import AS_ROOT, ROOT, spectral, spectral_here
 from tests.test_prepare import TOY, children, files_of, wait_until
 
 FORMS: dict[str, tuple[object, ...]] = {
@@ -254,12 +254,12 @@ def test_an_output_that_becomes_read_only_is_said_and_the_run_resumes(
     source: Path, data: Path, small_disk: Callable[[str], Path]
 ) -> None:
     disk = small_disk("40m")
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    subprocess.run([*AS_ROOT, "mount", "-o", "remount,ro", str(disk)], check=True)
     done = spectral_here(*small(source, disk))
     assert done.returncode == 1
     assert "the file system is read-only" in done.stderr
     assert "Traceback" not in done.stderr
-    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    subprocess.run([*AS_ROOT, "mount", "-o", "remount,rw", str(disk)], check=True)
     assert spectral_here(*small(source, disk)).returncode == 0
     folder = "toy/sub4-s32-calib0.2"
     assert files_of(disk / folder) == files_of(data / folder)
