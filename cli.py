@@ -1,72 +1,19 @@
 """The command line: each command parses its options and calls one function elsewhere."""
 
-import errno
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from pipeline import __version__
-from pipeline.errors import SpectralError, describe
+from pipeline.console import PATH, Echo, Group, apply, json_option, progress_display
 
-Command = Callable[..., Any]
-
-
-class _Group(click.Group):
-    """Turns what a user can cause into one line and exit status 1: here and nowhere else."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SpectralError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(1)
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # `spectral … | head`, which click knows how to end
-                raise
-            click.echo(f"Error: {describe(error)}", err=True)
-            ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("Error: interrupted; run the same command again to go on", err=True)
-            ctx.exit(130)
-
-
-class _Echo(logging.Handler):
-    """Log lines to standard error as it is at the time: a progress bar stands in for it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        click.echo(self.format(record), err=True)
-
-
-def _apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several click options as one decorator, in the order given."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-class _NonEmptyPath(click.Path):
-    """An empty path would be the current folder: a variable that was not set."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("the path is empty: is a variable not set?", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-_PATH = _NonEmptyPath(path_type=Path)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-_data_options = _apply(
+_data_options = apply(
     click.option(
         "--data",
-        type=_PATH,
+        type=PATH,
         help="A prepared directory, or a folder that holds some "
         "[default: $SPECTRAL_DATA, else ./data].",
     ),
@@ -78,12 +25,12 @@ _data_options = _apply(
     click.option("--codec", help="Choose by codec."),
 )
 _runs_option = click.option(
-    "--runs", type=_PATH, help="Where runs live [default: $SPECTRAL_RUNS, else ./runs]."
+    "--runs", type=PATH, help="Where runs live [default: $SPECTRAL_RUNS, else ./runs]."
 )
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="spectral")
 @click.option("-v", "--verbose", is_flag=True, help="Say more of what is done.")
 def main(verbose: bool) -> None:
@@ -95,13 +42,13 @@ def main(verbose: bool) -> None:
     spectral ensemble                                       one fused classifier, measured
     """  # noqa: D301 - click wants the control character
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[_Echo()], force=True)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[Echo()], force=True)
     for package in ("pipeline", "trainer"):
         logging.getLogger(package).setLevel(logging.INFO)
 
 
 @main.command()
-@_json_option
+@json_option
 def datasets(as_json: bool) -> None:
     """List the known data sets, with sizes and where to get them.
 
@@ -132,7 +79,7 @@ def datasets(as_json: bool) -> None:
 @click.argument("dataset")
 @click.option(
     "--source",
-    type=_PATH,
+    type=PATH,
     help="The data as you have them, see `spectral datasets` [default: $SPECTRAL_SOURCES/DATASET, "
     "else ./sources/DATASET].",
 )
@@ -148,7 +95,7 @@ def datasets(as_json: bool) -> None:
 @click.option("--resize", help="squash, crop or shortest [default: squash].")
 @click.option("--calib", type=float, help="Share of train kept for fusion [default: 0.02].")
 @click.option(
-    "--out", type=_PATH, help="Where data sets live [default: $SPECTRAL_DATA, else ./data]."
+    "--out", type=PATH, help="Where data sets live [default: $SPECTRAL_DATA, else ./data]."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one per core].")
 @click.option("--limit", type=int, help="At most so many images per split, spread evenly.")
@@ -173,7 +120,7 @@ def datasets(as_json: bool) -> None:
 )
 @click.option("--overwrite", is_flag=True, help="Remove what is there and start over.")
 @click.option("--report-bad", is_flag=True, help="List the images that cannot be used, and why.")
-@_json_option
+@json_option
 def prepare(
     dataset: str,
     source: Path | None,
@@ -205,7 +152,7 @@ def prepare(
         out or Path(os.environ.get("SPECTRAL_DATA", "data")),
         workers=workers or len(os.sched_getaffinity(0)),
         max_bad=max_bad,
-        progress=_progress(as_json),
+        progress=progress_display(as_json),
         overwrite=overwrite,
     )
     found = describe(done.directory)
@@ -221,10 +168,10 @@ def prepare(
 
 
 @main.command()
-@click.argument("path", type=_PATH)
+@click.argument("path", type=PATH)
 @click.option("--bad", is_flag=True, help="List the images that could not be used, and why.")
-@_json_option
-@click.option("--png", type=_PATH, help="Write a contact sheet of planes and rebuilt images.")
+@json_option
+@click.option("--png", type=PATH, help="Write a contact sheet of planes and rebuilt images.")
 def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
     """Say what a beton or a prepared directory is and holds.
 
@@ -249,7 +196,7 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
 
 
 @main.command()
-@click.argument("directory", type=_PATH)
+@click.argument("directory", type=PATH)
 @click.option("--shard", type=int, help="Only what a job that trains this shard reads.")
 @click.option("--quick", is_flag=True, help="Sizes and structure alone, in seconds.")
 def verify(directory: Path, shard: int | None, quick: bool) -> None:
@@ -262,7 +209,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
     from pipeline.errors import DamagedError
     from pipeline.verify import verify as run
 
-    if damaged := run(directory, _progress(False), shard=shard, quick=quick):
+    if damaged := run(directory, progress_display(False), shard=shard, quick=quick):
         raise DamagedError(
             f"{len(damaged)} damaged: " + "\n  ".join(damaged) + "\ncopy these files again from "
             "where they are whole, or prepare with --overwrite"
@@ -307,7 +254,7 @@ def train(
     prepared = select(data, **wanted)
     numbers = parse_shards(shards, prepared.manifest.preparation.splits)
     for line in train_shards(
-        prepared, numbers, recipe, settings, name, runs_root(runs), _progress(False)
+        prepared, numbers, recipe, settings, name, runs_root(runs), progress_display(False)
     ):
         click.echo(line)
 
@@ -316,7 +263,7 @@ def train(
 @_data_options
 @_recipe_option
 @_runs_option
-@_json_option
+@json_option
 def ensemble(
     data: Path | None, recipe: str | None, runs: Path | None, as_json: bool, **wanted: Any
 ) -> None:
@@ -334,19 +281,19 @@ def ensemble(
 
     prepared = select(data, **wanted)
     base = runs_root(runs) / prepared.described
-    result = run(prepared, select_group(base, recipe), pick_device(), _progress(as_json))
+    result = run(prepared, select_group(base, recipe), pick_device(), progress_display(as_json))
     click.echo(json.dumps(result, indent=1) if as_json else table(result))
 
 
 @main.command()
-@click.argument("images", type=_PATH, nargs=-1, required=True)
+@click.argument("images", type=PATH, nargs=-1, required=True)
 @click.option("--dataset", help="Choose among trained classifiers by data set.")
 @_recipe_option
 @_runs_option
 @click.option(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print."
 )
-@_json_option
+@json_option
 def predict(
     images: tuple[Path, ...],
     dataset: str | None,
@@ -375,12 +322,12 @@ def predict(
 @main.command()
 @click.option(
     "--out",
-    type=_PATH,
+    type=PATH,
     default=Path("demo"),
     show_default=True,
     help="Folder for images, shards, runs and the picture.",
 )
-@click.option("--json", "json_file", type=_PATH, help="Write the table there.")
+@click.option("--json", "json_file", type=PATH, help="Write the table there.")
 def demo(out: Path, json_file: Path | None) -> None:
     """The whole line on handwritten digits, in minutes, on a CPU.
 
@@ -401,9 +348,9 @@ def demo(out: Path, json_file: Path | None) -> None:
             out / "data",
             workers=2,
             max_bad=None,
-            progress=_progress(False),
+            progress=progress_display(False),
         )
-    click.echo(run(out, json_file, _progress(False)))
+    click.echo(run(out, json_file, progress_display(False)))
 
 
 def _bad(directory: Path) -> list[dict[str, str]]:
@@ -417,15 +364,6 @@ def _echo_bad(bad: list[dict[str, str]]) -> None:
     click.echo(f"{len(bad)} images could not be used" + ":" * bool(bad))
     for row in bad:
         click.echo(f"  {row['id']}: {row['reason']}")
-
-
-def _progress(quiet: bool) -> Any:
-    """The progress display that long work is given; none where standard output is JSON."""
-    from contextlib import nullcontext
-
-    from pipeline.progress import progress
-
-    return (lambda what, total, unit: nullcontext(lambda count, note: None)) if quiet else progress
 
 
 if __name__ == "__main__":

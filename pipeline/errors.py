@@ -1,4 +1,4 @@
-"""Every error that a user can cause; `cli.py` turns each into one line and exit status 1."""
+"""Every error that a user can cause; the command line turns each into one line and a status."""
 
 import errno
 
@@ -21,6 +21,8 @@ def describe(error: OSError) -> str:
 class SpectralError(Exception):
     """Base of the family. The message says what is wrong, where, and what to do."""
 
+    exit_status = 1
+
 
 class ConfigError(SpectralError):
     """An option, recipe key or dataset name that cannot be used."""
@@ -40,3 +42,9 @@ class DamagedError(SpectralError):
 
 class WorkerError(SpectralError):
     """A worker process that died or met an error of the machine (disk, memory, permission)."""
+
+
+class StoppedError(SpectralError):
+    """Stopped by a signal after everything was saved: the same command goes on (EX_TEMPFAIL)."""
+
+    exit_status = 75

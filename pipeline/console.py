@@ -1,0 +1,75 @@
+"""What the commands share: errors in one line, log lines, progress, options in common."""
+
+import errno
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import SpectralError, describe
+
+Command = Callable[..., Any]
+
+
+class Group(click.Group):
+    """Turns what a user can cause into one line and exit status 1: here and nowhere else."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except SpectralError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_status)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `spectral … | head`, which click knows how to end
+                raise
+            click.echo(f"Error: {describe(error)}", err=True)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Error: interrupted; run the same command again to go on", err=True)
+            ctx.exit(130)
+
+
+class Echo(logging.Handler):
+    """Log lines to standard error as it is at the time: a progress bar stands in for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one line."""
+        click.echo(self.format(record), err=True)
+
+
+def apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several click options as one decorator, in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+class NonEmptyPath(click.Path):
+    """An empty path would be the current folder: a variable that was not set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does, but nothing is not the current folder."""
+        if value == "":
+            self.fail("the path is empty: is a variable not set?", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = NonEmptyPath(path_type=Path)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+def progress_display(quiet: bool) -> Any:
+    """The progress display that long work is given; none where standard output is JSON."""
+    from contextlib import nullcontext
+
+    from pipeline.progress import progress
+
+    return (lambda what, total, unit: nullcontext(lambda count, note: None)) if quiet else progress
