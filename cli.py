@@ -231,6 +231,23 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
     help="Change a value of the recipe, e.g. optimizer.lr=0.05; may be repeated.",
 )
 @click.option("--name", help="Folder of the runs, in place of RECIPE+KEY=VALUE….")
+@click.option(
+    "--init", type=PATH, help="Start from these weights: our, torchvision's or timm's file."
+)
+@click.option("--init-shard", type=int, help="Start from the best weights of this shard.")
+@click.option(
+    "--feed",
+    type=click.Choice(["auto", "stream", "resident"]),
+    default="auto",
+    show_default=True,
+    help="Read the shard as it is needed, or hold it decoded in memory.",
+)
+@click.option(
+    "--save-every", default="5m", show_default=True, help="Time (30s, 5m) or steps (500)."
+)
+@click.option("--deterministic", is_flag=True, help="The same bits each time on a GPU too; slower.")
+@click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
 @_runs_option
 def train(
     shards: str,
@@ -239,24 +256,39 @@ def train(
     settings: tuple[str, ...],
     name: str | None,
     runs: Path | None,
+    init: Path | None,
+    init_shard: int | None,
+    save_every: str,
+    feed: str,
+    deterministic: bool,
+    compile_network: bool,
+    tensorboard: bool,
     **wanted: Any,
 ) -> None:
     """Train one ordinary network per shard.
 
-    Several shards run one after the other. A finished run is left as it is, an unfinished one
-    resumes after its last epoch.
+    A finished run is left as it is. An unfinished one goes on from its last checkpoint; SIGTERM
+    and SIGUSR1 make it write one and end with status 75.
 
     Example: spectral train --shard 0-3 --dataset cifar10 --splits 4 --set epochs=10
     """
-    from trainer.jobs import train_shards
+    from trainer.execution import Execution, Interval
+    from trainer.jobs import select_runs, train_shard
     from trainer.selection import parse_shards, runs_root, select
 
     prepared = select(data, **wanted)
     numbers = parse_shards(shards, prepared.manifest.preparation.splits)
-    for line in train_shards(
-        prepared, numbers, recipe, settings, name, runs_root(runs), progress_display(False)
-    ):
-        click.echo(line)
+    execution = Execution(
+        feed=feed,
+        save_every=Interval.parse(save_every),
+        deterministic=deterministic,
+        compile_network=compile_network,
+        tensorboard=tensorboard,
+    )
+    group = select_runs(prepared, recipe, settings, name, runs_root(runs), init, init_shard)
+    for k in numbers:
+        if line := train_shard(group, k, execution, progress_display(False)):
+            click.echo(line)
 
 
 @main.command()
@@ -273,11 +305,11 @@ def ensemble(
 
     Example: spectral ensemble --dataset cifar10 --splits 4
     """
+    from trainer.device import pick_device
     from trainer.ensemble import ensemble as run
     from trainer.ensemble import select_group
     from trainer.report import table
     from trainer.selection import runs_root, select
-    from trainer.train import pick_device
 
     prepared = select(data, **wanted)
     base = runs_root(runs) / prepared.described

@@ -4,19 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import manifest, transforms
+from pipeline import manifest
 from pipeline.errors import ConfigError
-from pipeline.options import preparation
-from pipeline.splitter import Splitter
 from tests.conftest import RAW, SUB4, WHOLE
 from trainer import fuse, models
-from trainer.augment import Augmenter, flip, translate
 from trainer.evaluate import metrics
-from trainer.loader import epoch_order
+from trainer.feed import Plan
 from trainer.normalise import Normaliser
 from trainer.optim import lr_at
-from trainer.recipe import Augment
 from trainer.selection import parse_shards
+from trainer.world import World
 
 
 def parameters(name: str, size: int, classes: int, channels: int = 3, **args: int) -> int:
@@ -72,54 +69,35 @@ def test_the_rate_warms_up_peaks_and_ends_where_it_should() -> None:
     assert lr_at(0, steps=1, warmup=0, peak=0.4, final=0.0) == 0.4
 
 
+def plan(batch_size: int, seed: int = 0, samples: int = 500, rank: int = 0, size: int = 1) -> Plan:
+    world = World(rank, size, torch.device("cpu"))
+    return Plan(samples=samples, batch_size=batch_size, seed=seed, world=world)
+
+
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     """And seed 0 epoch 1 is not seed 1 epoch 0, as it is with FFCV."""
-    orders = {(s, e): tuple(epoch_order(500, s, e)) for s in range(3) for e in range(3)}
+    orders = {(s, e): tuple(plan(50, s).order(e)) for s in range(3) for e in range(3)}
     assert len(set(orders.values())) == 9
     assert all(sorted(order) == list(range(500)) for order in orders.values())
-    assert orders[1, 2] == tuple(epoch_order(500, 1, 2))
+    assert orders[1, 2][150:] == tuple(plan(50, 1).order(2, first=3))
 
 
-def test_translate_moves_and_fills_with_mid_grey() -> None:
-    values = torch.arange(1.0, 33.0).reshape(2, 1, 4, 4)
-    moved = translate(values, torch.tensor([[1, 0], [0, -2]]))
-    assert (moved[0, 0, 1:] == values[0, 0, :-1]).all()
-    assert (moved[0, 0, 0] == 0).all()
-    assert (moved[1, 0, :, :2] == values[1, 0, :, 2:]).all()
-    assert (moved[1, 0, :, 2:] == 0).all()
-    assert (translate(values, torch.zeros(2, 2, dtype=torch.int64)) == values).all()
+@pytest.mark.parametrize(("batch", "size"), [(64, 1), (64, 3), (7, 2), (128, 5), (3, 3), (41, 2)])
+def test_processes_share_each_batch_fairly(batch: int, size: int) -> None:
+    """Every sample once, none more than a group of four apart."""
+    shares = [plan(batch, rank=rank, size=size).share for rank in range(size)]
+    covered = [i for share in shares for i in range(batch)[share]]
+    assert covered == list(range(batch))
+    lengths = [share.stop - share.start for share in shares]
+    assert min(lengths) > 0
+    assert max(lengths) - min(lengths) <= 7
+    if batch >= 8 * size:
+        assert all(share.start % 4 == 0 for share in shares)
 
 
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
-def test_flipping_a_plane_is_flipping_the_image(transform: str) -> None:
-    """Bit for bit, for every plane on which a recipe's flip acts; on others it does nothing."""
-    prep = preparation("any", 9, size=15, transform=transform)
-    splitter = Splitter(prep)
-    image = np.random.default_rng(0).integers(0, 256, (15, 15, 3), dtype=np.uint8)
-    clipped = np.zeros(9, np.int64)
-    planes, mirrored = splitter.empty(), splitter.empty()
-    splitter.split(image, planes, clipped)
-    splitter.split(np.ascontiguousarray(image[:, ::-1]), mirrored, clipped)
-    for k in range(9):
-        sign = Augmenter(Augment(), prep, k, seed=0).flip_sign
-        values = torch.from_numpy(planes[k : k + 1]).float()
-        if sign:
-            flipped = flip(values, torch.tensor([True]), sign)
-            assert (flipped.numpy()[0] == mirrored[k]).all()
-        else:
-            assert transforms.flip_sign(3, transform, k, "horizontal") == 0
-        assert Augmenter(Augment(horizontal_flip=False), prep, k, seed=0).flip_sign == 0
-
-
-def test_augmentation_depends_on_seed_epoch_and_step_alone() -> None:
-    augmenter = Augmenter(Augment(shift=2), preparation("any", 4, size=32), 0, seed=5)
-    values = torch.randn(16, 3, 16, 16)
-    first = augmenter(values, 3, 7)
-    torch.manual_seed(123)
-    np.random.seed(99)  # noqa: NPY002 - the point is that global state does not matter
-    assert (augmenter(values, 3, 7) == first).all()
-    assert (augmenter(values, 3, 8) != first).any()
-    assert (augmenter(values, 4, 7) != first).any()
+def test_a_batch_larger_than_the_shard_is_the_shard() -> None:
+    assert (plan(64, samples=10).steps, plan(64, samples=10).batch) == (1, 10)
+    assert (plan(64, samples=100).steps, len(plan(64, samples=100).order(0))) == (1, 64)
 
 
 @pytest.mark.parametrize("folder", [SUB4, RAW, WHOLE])
@@ -131,9 +109,9 @@ def test_normalised_batches_have_mean_0_and_deviation_1(data, folder: str) -> No
     found = manifest.load(data / folder)
     prepared, cpu = Prepared(data / folder, found), torch.device("cpu")
     for k in range(min(2, found.preparation.splits)):
-        loader = ShardLoader(prepared, "train", k, batch_size=32, device=cpu, train=False)
-        normaliser = Normaliser(found, k, cpu)
-        batches = [normaliser(values.float()) for values, _ in loader.epoch()]
+        loader = ShardLoader(prepared, "train", k, batch_size=32, device=cpu)
+        normaliser, order = Normaliser(found, k, cpu), np.arange(loader.samples)
+        batches = [normaliser(values.float()) for values, _ in loader.batches(order)]
         values = torch.cat(batches)
         assert len(values) == found.written("train")
         tolerance = 1e-3 if found.preparation.codec != "jpeg" else 0.03  # its decoder is inexact

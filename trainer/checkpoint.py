@@ -1,32 +1,67 @@
 """Training state in, files that are whole or absent out; and back, never unpickled."""
 
 import io
+import logging
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.errors import DamagedError
-from trainer.files import write_whole
+from trainer.files import write_beside, write_whole
+
+log = logging.getLogger(__name__)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Tensors and plain values, in torch's format."""
-    buffer = io.BytesIO()  # torch would answer a full disk with an error about positions
-    torch.save(state, buffer)
-    write_whole(path, buffer.getbuffer())
+    write_whole(path, _packed(state))
+
+
+def save_keeping(path: Path, previous: Path, state: dict[str, Any]) -> None:
+    """`save`; what was at `path` is `previous` from then on. At every moment one is whole."""
+    partial = write_beside(path, _packed(state))
+    if path.exists():
+        link = previous.with_name(previous.name + ".partial")
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        link.replace(previous)
+    partial.replace(path)
 
 
 def load(path: Path, device: torch.device) -> dict[str, Any]:
     """DamagedError for anything that is not a checkpoint of plain tensors and numbers."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+            if damaged := archive.testzip():
+                raise DamagedError(f"{path} cannot be loaded as a checkpoint: {damaged} is damaged")
         state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many types on damaged or foreign files
+    except (DamagedError, OSError):
+        raise
+    except Exception as error:  # many types on damaged or foreign files
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedError(
-            f"{path} cannot be loaded as a checkpoint: {first}; remove {path.parent} and train "
-            "this shard again"
-        ) from error
+        raise DamagedError(f"{path} cannot be loaded as a checkpoint: {first}") from error
     if not isinstance(state, dict) or "model" not in state:
         raise DamagedError(f"{path} is no checkpoint of this tool: no network in it")
     return state
+
+
+def load_newest(path: Path, previous: Path, device: torch.device) -> dict[str, Any] | None:
+    """What `save_keeping` left: the one before where the last is damaged, which is said."""
+    try:
+        return load(path, device) if path.exists() else None
+    except DamagedError as error:
+        if not previous.exists():
+            raise DamagedError(
+                f"{error}; remove {path.parent} and train this shard again"
+            ) from error
+        log.warning("%s; going on from the one before, %s", error, previous.name)
+        return load(previous, device)
+
+
+def _packed(state: dict[str, Any]) -> memoryview:
+    buffer = io.BytesIO()  # torch would answer a full disk with an error about positions
+    torch.save(state, buffer)
+    return buffer.getbuffer()

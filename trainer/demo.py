@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.imaging import image_to_values
+from trainer.device import pick_device
 from trainer.ensemble import ensemble
-from trainer.jobs import train_shards
+from trainer.execution import Execution
+from trainer.jobs import select_runs, train_shard
 from trainer.report import table
-from trainer.rundir import group_directory
 from trainer.selection import Prepared, select
-from trainer.train import ProgressBar, pick_device
+from trainer.train import ProgressBar
 
 RECIPE = "digits"
 NEXT = """
@@ -58,9 +59,10 @@ def run(out: Path, json_file: Path | None, progress_bar: ProgressBar) -> str:
 def _one(out: Path, splits: int, progress_bar: ProgressBar) -> dict[str, Any]:
     data = select(out / "data", splits=splits)
     runs = out / "runs"
-    for line in train_shards(data, list(range(splits)), RECIPE, (), None, runs, progress_bar):
-        print(line, flush=True)
-    return ensemble(data, group_directory(runs, data, RECIPE), pick_device(), progress_bar)
+    group = select_runs(data, RECIPE, (), None, runs)
+    for k in range(splits):
+        print(train_shard(group, k, Execution(), progress_bar), flush=True)
+    return ensemble(data, group.path, pick_device(), progress_bar)
 
 
 def _draw(out: Path, summary: dict[str, Any], picture: Path) -> None:

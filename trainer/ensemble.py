@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from pipeline import manifest
 from pipeline.errors import ConfigError
-from trainer import checkpoint, fuse, models
+from trainer import fuse
 from trainer.evaluate import metrics, predict_split
 from trainer.files import write_json
 from trainer.loader import ShardLoader
+from trainer.network import load_network, recipe_of
 from trainer.normalise import Normaliser
-from trainer.recipe import Recipe, resolve
 from trainer.rundir import RunDir
 from trainer.selection import Prepared
 
@@ -66,26 +65,6 @@ def finished_runs(group: Path, data: Prepared) -> dict[int, RunDir]:
     return runs
 
 
-def load_network(run: RunDir, data: manifest.Manifest, device: torch.device) -> nn.Module:
-    """The network of a run with its best weights, ready to predict."""
-    recipe = recipe_of(run)
-    channels, size, _ = data.preparation.input_shape
-    network = models.build(
-        recipe.model, classes=len(data.classes), channels=channels, size=size, **recipe.model_args
-    )
-    state = checkpoint.load(run.best, torch.device("cpu"))["model"]
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, AttributeError) as error:
-        raise ConfigError(f"{run.best} does not fit its recipe's network: {error}") from error
-    return network.to(device).eval()
-
-
-def recipe_of(run: RunDir) -> Recipe:
-    """The recipe that a run was started with."""
-    return resolve(str(run.path / "recipe.toml"))[0]
-
-
 def ensemble(
     data: Prepared, group: Path, device: torch.device, progress_bar: ProgressBar
 ) -> dict[str, Any]:
@@ -130,7 +109,7 @@ def _all_logits(
             normaliser = Normaliser(data.manifest, k, device)
             batch = recipe_of(run).batch_size
             for split in splits:
-                loader = ShardLoader(data, split, k, batch_size=batch, device=device, train=False)
+                loader = ShardLoader(data, split, k, batch_size=batch, device=device)
                 found, truth = predict_split(network, loader, normaliser)
                 logits[split].append(found.numpy())
                 labels[split] = truth.numpy()

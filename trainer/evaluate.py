@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.loader import ShardLoader
+from trainer.feed import Feed
 from trainer.normalise import Normaliser
+from trainer.stop import StopRequest
+from trainer.world import World
 
 
 @dataclass(frozen=True)
@@ -22,27 +25,48 @@ class Metrics:
 
 def metrics(logits: Tensor, labels: Tensor) -> Metrics:
     """logits: (n, classes), labels: (n,)."""
+    return _means(_sums(logits, labels))
+
+
+def _sums(logits: Tensor, labels: Tensor) -> Tensor:
+    """(4,) float64: hits among the first, hits among the first five, NLL, samples."""
     logits = logits.double()
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = ranked == labels[:, None]
-    return Metrics(
-        top1=hits[:, 0].double().mean().item(),
-        top5=hits.any(dim=1).double().mean().item(),
-        nll=F.cross_entropy(logits, labels).item(),
-        samples=len(labels),
+    nll = F.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack(
+        [hits[:, 0].sum(), hits.any(dim=1).sum(), nll, torch.full_like(nll, len(labels))]
     )
 
 
+def _means(sums: Tensor) -> Metrics:
+    top1, top5, nll, samples = sums.tolist()
+    return Metrics(top1 / samples, top5 / samples, nll / samples, int(samples))
+
+
 @torch.inference_mode()
-def predict_split(
-    network: nn.Module, loader: ShardLoader, normaliser: Normaliser
-) -> tuple[Tensor, Tensor]:
+def evaluate(
+    network: nn.Module, feed: Feed, normaliser: Normaliser, world: World, stop: StopRequest
+) -> Metrics | None:
+    """Metrics over the whole split, each sample counted once, whatever the number of processes.
+
+    None where a stop was asked for meanwhile (of one process alone: several could not agree).
+    """
+    own = np.array_split(np.arange(feed.samples), world.size)[world.rank]
+    sums = torch.zeros(4, dtype=torch.float64, device=world.device)
+    for values, labels in feed.batches(own):
+        if stop and world.size == 1:
+            return None
+        sums += _sums(network(normaliser(values.float())).float(), labels)
+    return _means(world.sum(sums))
+
+
+@torch.inference_mode()
+def predict_split(network: nn.Module, feed: Feed, normaliser: Normaliser) -> tuple[Tensor, Tensor]:
     """Logits (n, classes) float32 and labels (n,), on the CPU, in the order of the shard."""
-    was_training = network.training
     network.eval()
     logits, labels = [], []
-    for values, truth in loader.epoch():
+    for values, truth in feed.batches(np.arange(feed.samples)):
         logits.append(network(normaliser(values.float())).float().cpu())
         labels.append(truth.cpu().clone())
-    network.train(was_training)
     return torch.cat(logits), torch.cat(labels)

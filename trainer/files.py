@@ -8,6 +8,11 @@ from typing import Any
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write beside, sync, rename."""
+    write_beside(path, content).replace(path)
+
+
+def write_beside(path: Path, content: bytes | memoryview) -> Path:
+    """Write and sync a file that is still to be renamed to `path`."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -16,7 +21,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(partial)) from error
-    partial.replace(path)
+    return partial
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,16 +1,21 @@
 """A prepared data set and shard numbers in; trained networks out, one line said of each."""
 
 import logging
-from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.catalogue import catalogue
 from pipeline.errors import ConfigError
-from trainer.recipe import resolve
+from trainer.device import make_deterministic, pick_device
+from trainer.execution import Execution
+from trainer.recipe import Recipe, resolve
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
-from trainer.train import ProgressBar, Trainer, pick_device
+from trainer.stop import stop_requests
+from trainer.train import ProgressBar, Trainer
+from trainer.world import joined
 
 log = logging.getLogger(__name__)
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
@@ -24,31 +29,84 @@ def default_recipe(data: Prepared) -> str:
     return "cifar-resnet20" if prep.input_shape[1] <= SMALL_PLANE else "resnet18"
 
 
-def train_shards(
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The runs of one recipe on one data set. `init`: a file of weights that all start from;
+    `init_shard`: the shard whose best weights the others start from.
+    """
+
+    data: Prepared
+    recipe: Recipe
+    path: Path
+    init: Path | None = None
+    init_shard: int | None = None
+
+    def weights(self, k: int) -> Path | None:
+        """What shard `k` starts from, if not from random weights."""
+        if self.init_shard is None or self.init_shard == k:
+            return self.init
+        first = RunDir.of(self.path, self.init_shard)
+        if first.finished(self.recipe, self.data.manifest) is None:
+            raise ConfigError(
+                f"--init-shard {self.init_shard}: {first.path} has not finished: train it first"
+            )
+        return first.best
+
+
+def select_runs(
     data: Prepared,
-    shards: list[int],
     recipe_name: str | None,
     settings: tuple[str, ...],
     name: str | None,
     runs: Path,
-    progress_bar: ProgressBar,
-) -> Iterator[str]:
-    """Train one shard after the other; a finished one is only reported."""
+    init: Path | None = None,
+    init_shard: int | None = None,
+) -> Group:
+    """Which runs the options of the command line mean. A file of first weights is in their
+    name; a first shard is not, it belongs to the same ones.
+    """
     recipe, label = resolve(recipe_name or default_recipe(data), settings)
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
-    group = group_directory(runs, data, name or label)
-    for k in shards:
-        run = RunDir.of(group, k)
-        if result := run.finished(recipe, data.manifest):
-            yield f"{run.path}: already finished, {_figures(result)}"
-            continue
-        trainer = Trainer(data, k, recipe, run, pick_device())
-        yield f"{run.path}: {_figures(trainer.train(progress_bar))}"
+    if init is not None:
+        label += f"+init={init.stem}"
+    if init_shard is not None:
+        data.manifest.check_shard(init_shard)
+    path = group_directory(runs, data, name or label)
+    return Group(data=data, recipe=recipe, path=path, init=init, init_shard=init_shard)
+
+
+def train_shard(group: Group, k: int, execution: Execution, progress_bar: ProgressBar) -> str:
+    """Train one shard, or report that it is finished; its figures in a line. Under torchrun
+    all processes of the job call it, and the first one writes.
+    """
+    run, data, recipe = RunDir.of(group.path, k), group.data, group.recipe
+    if result := run.finished(recipe, data.manifest):
+        return f"{run.path}: already finished, {_figures(result)}"
+    device = pick_device()
+    make_deterministic(execution.deterministic)
+    with stop_requests() as stop, joined(device) as world:
+        if not world.leads:
+            logging.getLogger("trainer").setLevel(logging.ERROR)
+            progress_bar = _silent
+        with run.locked() if world.leads else nullcontext():
+            weights = group.weights(k)
+            if world.leads:
+                run.start(recipe, data, k, weights)
+            world.wait()
+            trainer = Trainer(data, k, recipe, run, world, stop, execution, weights)
+            result = trainer.train(progress_bar)
+    return f"{run.path}: {_figures(result)}" if world.leads else ""
+
+
+def _silent(name: str, total: int, unit: str) -> Any:
+    return nullcontext(lambda count, note: None)
 
 
 def _figures(result: dict[str, Any]) -> str:
     found = [
-        f"{split} {result[split]['top1']:.2%}" for split in ("calib", "val") if split in result
+        f"{split} {result[split]['top1']:.2%}"
+        for split in ("calib", "val", "test")
+        if split in result
     ]
     return ", ".join([f"{result['epochs']} epochs in {result['train_seconds']:.0f} s", *found])

@@ -1,15 +1,15 @@
 """A shard on disk in, batches on the device out, through FFCV's Loader with its traps closed.
 
-Order depends on (seed, epoch) alone; no sample is dropped in evaluation; a damaged
-sample or a dead loader thread raises instead of blocking; threads end with the epoch.
+The order is the caller's; no sample is dropped; a damaged sample or a dead loader thread
+raises instead of blocking; threads end with the epoch.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from ffcv.fields.basics import IntDecoder
@@ -33,18 +33,13 @@ from trainer.selection import Prepared
 _POLL = 0.5  # seconds between looks at whether the loader's thread lives
 
 
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """A permutation of the samples that depends on (seed, epoch) alone, (samples,)."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+# (values, labels): (B, C, h, w) int8, centred on 0 (of stored uint8, raw or JPEG, 128 is taken
+# off), and (B,) int64, on the device, valid until the next batch is asked for
+Batch = tuple[Tensor, Tensor]
 
 
 class _Given(TraversalOrder):  # type: ignore[misc]
-    """The order that the epoch at hand was given."""
+    """The order that the pass at hand was given."""
 
     order: NDArray[np.int64]
 
@@ -53,12 +48,13 @@ class _Given(TraversalOrder):  # type: ignore[misc]
 
 
 class ShardLoader:
-    """One split of one shard. Yields (values, labels): (B, C, h, w) int8, centred on 0,
-    and (B,) int64, on the device, valid until the next batch is asked for.
+    """One split of one shard, read from the page cache or disk as it is needed.
 
-    Of stored uint8 (raw, JPEG) 128 is taken off. `train`: shuffled, and a last partial
-    batch is left out (of more than one); otherwise every sample in its order.
+    `random_crops`: of images that kept their aspect (`--resize shortest`) a random part is
+    seen, otherwise the centre.
     """
+
+    kind = "stream"
 
     def __init__(
         self,
@@ -68,38 +64,38 @@ class ShardLoader:
         *,
         batch_size: int,
         device: torch.device,
-        train: bool,
+        random_crops: bool = False,
         threads: int = 0,
     ) -> None:
         self.path = data.shard_path(split, k)
         self.prep = data.manifest.preparation
         self.samples = check_samples(self.path, data.manifest.written(split))
-        self.batch_size, self.train = min(batch_size, max(self.samples, 1)), train
+        self.batch_size = max(min(batch_size, self.samples), 1)
         self.device = device
-        self._decoder = self._image_decoder()
-        self._loader = Loader(
-            str(self.path),
-            batch_size=self.batch_size,
-            num_workers=threads or cpu_count(),
-            os_cache=True,  # a zstd shard has no table that the process cache could use
-            order=OrderOption.SEQUENTIAL,
-            drop_last=train,
-            pipelines={
-                "image": [self._decoder, ToTensor(), *self._to_device()],
-                "label": [IntDecoder(), ToTensor(), *self._to_device()],
-            },
-            custom_fields={"image": PlaneField} if self.prep.codec == "zstd" else {},
-        )
+        self._decoder = self._image_decoder(random_crops)
+        with _own_threads():
+            self._loader = Loader(
+                str(self.path),
+                batch_size=self.batch_size,
+                num_workers=threads or numba.config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined]
+                os_cache=True,  # a zstd shard has no table that the process cache could use
+                order=OrderOption.SEQUENTIAL,
+                drop_last=False,
+                pipelines={
+                    "image": [self._decoder, ToTensor(), *self._to_device()],
+                    "label": [IntDecoder(), ToTensor(), *self._to_device()],
+                },
+                custom_fields={"image": PlaneField} if self.prep.codec == "zstd" else {},
+            )
         self._order = _Given(self._loader)
         self._loader.traversal_order = self._order
 
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return len(self._loader)
-
-    def epoch(self, seed: int = 0, epoch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch. Close the iterator, or use it up, before the next one."""
-        order = epoch_order(self.samples, seed, epoch) if self.train else np.arange(self.samples)
+    def batches(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+        """The samples of `order`, in batches; the last one may be partial. Close the iterator,
+        or use it up, before the next one.
+        """
+        if not len(order):
+            return
         self._order.order = order
         with _iterating(self._loader) as iterator:
             start = 0
@@ -109,7 +105,7 @@ class ShardLoader:
                 start += len(labels)
                 yield self._centred(values), labels[:, 0]
 
-    def _image_decoder(self) -> Any:
+    def _image_decoder(self, random_crops: bool) -> Any:
         prep = self.prep
         if prep.codec == "zstd":
             return PlaneDecoder()
@@ -118,7 +114,7 @@ class ShardLoader:
         if prep.resize != "shortest":
             return SimpleRGBImageDecoder()
         output = prep.input_shape[1:]
-        if self.train:
+        if random_crops:
             return RandomResizedCropRGBImageDecoder(output)
         return CenterCropRGBImageDecoder(output, output[0] / prep.size)
 
@@ -178,15 +174,22 @@ def check_samples(path: Path, expected: int) -> int:
 
 @contextmanager
 def _iterating(loader: Any) -> Iterator[Any]:
-    """FFCV's iterator is a thread: it ends here, not when the garbage collector likes, and
-    gives torch back the number of threads that the Loader sets for all of the process.
-    """
-    threads = torch.get_num_threads()
-    iterator = iter(loader)
-    torch.set_num_threads(threads)
+    """FFCV's iterator is a thread: it ends here, not when the garbage collector likes."""
+    with _own_threads():
+        iterator = iter(loader)
     try:
         yield iterator
     finally:
-        iterator.close()
-        iterator.join(timeout=30)
+        with _own_threads():
+            iterator.close()
+            iterator.join(timeout=30)
+
+
+@contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give torch back its number of threads, which FFCV sets for all of the process."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
         torch.set_num_threads(threads)

@@ -12,10 +12,11 @@ from pipeline import manifest
 from pipeline.errors import BadImageError, ConfigError, SourceError
 from pipeline.imaging import image_to_values
 from trainer import fuse
-from trainer.ensemble import NAME, load_network
+from trainer.device import pick_device
+from trainer.ensemble import NAME
+from trainer.network import load_network
 from trainer.normalise import Normaliser
 from trainer.rundir import RunDir
-from trainer.train import pick_device
 
 
 class Classifier:

@@ -52,26 +52,54 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """`horizontal_flip`: where it is exact on the plane. `shift`: up to so many pixels of the
-    plane each way; the border is mid grey.
+    """What is done to training batches; sides and shifts in pixels of the plane.
+
+    `horizontal_flip`, `vertical_flip`, `rotate180`: of half of the images each, where that is
+    exact on the plane. `shift`: up to so many pixels each way, the border is mid grey.
+    `cutout`: side of a square set to 0 after normalisation. `erasing`: share of images of
+    which a rectangle is. `mixup`, `cutmix`, `ricap`: the Beta distribution's parameter, 0 for
+    none; of mixup and cutmix together each step takes one.
     """
 
     horizontal_flip: bool = True
+    vertical_flip: bool = False
+    rotate180: bool = False
     shift: int = 0
+    cutout: int = 0
+    erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ricap: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.shift >= 0, "augment.shift", self.shift, "at least 0 px")
+        for key in ("shift", "cutout"):
+            _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "at least 0 px")
+        _require(0 <= self.erasing <= 1, "augment.erasing", self.erasing, "in [0, 1]")
+        for key in ("mixup", "cutmix", "ricap"):
+            _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "at least 0")
+        alone = not self.ricap or not (self.mixup or self.cutmix)
+        _require(alone, "augment.ricap", self.ricap, "0 with mixup or cutmix")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train one network on one shard."""
+    """How to train one network on one shard.
+
+    `batch_size` is that of one step, over all GPUs; `micro_batch` the most that one GPU takes at
+    once, the gradients of several are added up (0: all). `precision`: auto, fp32, bf16 or fp16
+    (with loss scaling). `ema`: decay a step of the averaged weights that are then evaluated and
+    kept, 0 for none. `sync_bn`: batch norm over all GPUs.
+    """
 
     model: str
     epochs: int
     batch_size: int
     seed: int = 0
     label_smoothing: float = 0.0
+    micro_batch: int = 0
+    precision: str = "auto"
+    ema: float = 0.0
+    sync_bn: bool = False
     model_args: dict[str, Any] = field(default_factory=dict)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -84,6 +112,10 @@ class Recipe:
         _require(
             0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
         )
+        _require(self.micro_batch >= 0, "micro_batch", self.micro_batch, "at least 0")
+        known = self.precision in ("auto", "fp32", "bf16", "fp16")
+        _require(known, "precision", self.precision, "auto, fp32, bf16 or fp16")
+        _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
 
     def toml(self) -> str:
         """All values, as a recipe file."""

@@ -1,8 +1,8 @@
 """Where a run lives and what lies there.
 
 RUNS/<dataset>/<folder of the data>/<recipe>[+key=value…]/shard_07/ with recipe.toml,
-manifest.json (a copy of the data's), versions.json, log.jsonl, last.pt, best.pt and,
-when it has finished, result.json.
+manifest.json (a copy of the data's), origin.json, versions.json, log.jsonl, last.pt and the
+checkpoint before it, best.pt and, when it has finished, result.json.
 """
 
 import fcntl
@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__, manifest
+from pipeline.beton import digest
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.manifest import Manifest
 from trainer.files import write_json
@@ -47,8 +47,13 @@ class RunDir:
         return self.path / "last.pt"
 
     @property
+    def previous(self) -> Path:
+        """The one before it."""
+        return self.path / "previous.pt"
+
+    @property
     def best(self) -> Path:
-        """The checkpoint with the best accuracy on calib."""
+        """The weights with the best accuracy on calib."""
         return self.path / "best.pt"
 
     @property
@@ -67,11 +72,15 @@ class RunDir:
                 )
         return result
 
-    def start(self, recipe: Recipe, data: Manifest) -> None:
-        """Create it, or check that what is there was made with this recipe and data."""
-        self._check(recipe, data)
+    def start(self, recipe: Recipe, data: Prepared, k: int, weights: Path | None) -> None:
+        """Create it, or check that what is there was made with this recipe, data and start.
+
+        `weights`: the file that the network starts from, if not from random ones.
+        """
+        self._check(recipe, data.manifest)
         if not (self.path / manifest.NAME).exists():
-            data.save(self.path)
+            data.manifest.save(self.path)
+        self._check_origin(data, k, weights)
         (self.path / "recipe.toml").write_text(recipe.toml())
         write_json(self.path / "versions.json", versions())
 
@@ -89,6 +98,28 @@ class RunDir:
                 "give this run another --name, or remove the directory"
             )
 
+    def _check_origin(self, data: Prepared, k: int, weights: Path | None) -> None:
+        """Refuse a shard or first weights that changed since the run was started."""
+        path, shard = self.path / "origin.json", data.shard_path("train", k)
+        written = data.manifest.files[data.manifest.shard("train", k)]
+        recorded = _read_json(path)
+        found = {"shard": _stamp(shard), "weights": None if weights is None else digest(weights)}
+        if recorded is None:
+            write_json(path, found)
+            return
+        if recorded["weights"] != found["weights"]:
+            raise ConfigError(
+                f"{self.path} was started from other weights (--init, --init-shard): say the same "
+                "again, or give this run another --name"
+            )
+        if recorded["shard"] != found["shard"]:  # copied since, or changed
+            if digest(shard) != written["digest"]:
+                raise DamagedError(
+                    f"{shard} changed since {self.path} was started: copy it again from where it "
+                    "is whole, see `spectral verify`"
+                )
+            write_json(path, found)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold this run against a second one; a crash releases it."""
@@ -100,14 +131,15 @@ class RunDir:
                 raise ConfigError(f"another process trains {self.path}: wait for it") from error
             yield
 
-    def log(self, **row: Any) -> None:
-        """Append one line to log.jsonl."""
-        with (self.path / "log.jsonl").open("a") as file:
-            file.write(json.dumps({"time": round(time.time(), 3), **row}) + "\n")
-
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run is finished."""
         write_json(self.path / "result.json", result)
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes when a file is written: size, and time in ns."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -33,6 +33,13 @@ class Prepared:
         return f"{prep.dataset}/{self.directory.name}"
 
 
+def selection_split(data: Manifest) -> str | None:
+    """What the best weights are chosen by: calib; or val, where there is a test split to report."""
+    if data.counts.get("calib", {}).get("written"):
+        return "calib"
+    return "val" if data.counts.get("test", {}).get("written") and data.written("val") else None
+
+
 def data_root(data: Path | None) -> Path:
     """--data, else $SPECTRAL_DATA, else ./data."""
     return data or Path(os.environ.get("SPECTRAL_DATA", "data"))

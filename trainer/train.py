@@ -1,267 +1,340 @@
-"""One shard and a recipe in; a run directory with a trained network out."""
+"""One shard and a recipe in; a run directory with a trained network out.
+
+A run may be killed at any moment: it goes on from its last checkpoint, and since order and
+augmentation are functions of (seed, epoch, step), it ends with the same weights.
+"""
 
 import logging
-import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.errors import DamagedError, SpectralError
-from trainer import checkpoint, models, optim
+from pipeline.errors import ConfigError, DamagedError, SpectralError, StoppedError
+from trainer import checkpoint, optim, pretrained
 from trainer.augment import Augmenter
-from trainer.evaluate import Metrics, metrics, predict_split
+from trainer.evaluate import Metrics, evaluate
+from trainer.execution import Due, Execution
+from trainer.feed import Feed, Plan, feed
 from trainer.loader import ShardLoader, check_samples
+from trainer.logbook import Logbook
+from trainer.meter import Meter
+from trainer.network import build_network
 from trainer.normalise import Normaliser
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir
-from trainer.selection import Prepared
+from trainer.selection import Prepared, selection_split
+from trainer.step import Stepper
+from trainer.stop import StopRequest
+from trainer.world import World
 
 log = logging.getLogger(__name__)
 Advance = Callable[[int, str], None]
 ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
-MAX_BAD_STEPS = 50  # in a row, with a loss that is no number
+MAX_BAD_STEPS = 50  # in a row, with gradients that are not finite
+LOG_SECONDS = 10.0
+# What is due after a step; each includes those before it
+_NOTHING, _LOG, _SAVE, _STOP = range(4)
 
 
 class DivergedError(SpectralError):
-    """The loss is no number any more."""
-
-
-def pick_device() -> torch.device:
-    """The first GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def build_network(recipe: Recipe, data: Prepared) -> nn.Module:
-    """The recipe's network for planes of this data set; weights depend on its seed alone."""
-    channels, size, _ = data.manifest.preparation.input_shape
-    torch.manual_seed(recipe.seed)
-    return models.build(
-        recipe.model,
-        classes=len(data.manifest.classes),
-        channels=channels,
-        size=size,
-        **recipe.model_args,
-    )
+    """The gradients are not finite any more."""
 
 
 @dataclass
 class Progress:
-    """How far a run is; kept in its checkpoint."""
+    """How far a run is; kept in its checkpoint. `evaluated`: epochs whose figures are known."""
 
-    epoch: int = 0
     step: int = 0
+    evaluated: int = 0
     nan_grads: int = 0
+    bad_in_a_row: int = 0
     best_top1: float = -1.0
     best_nll: float = float("inf")
     seconds: float = 0.0
 
 
 class Trainer:
-    """The training of one network on one shard, on one device."""
+    """The training of one network on one shard, by one process or as one of several.
+
+    `weights`: a file that the network starts from.
+    """
 
     def __init__(
-        self, data: Prepared, k: int, recipe: Recipe, run: RunDir, device: torch.device
+        self,
+        data: Prepared,
+        k: int,
+        recipe: Recipe,
+        run: RunDir,
+        world: World,
+        stop: StopRequest,
+        execution: Execution,
+        weights: Path | None = None,
     ) -> None:
         data.manifest.check_shard(k)
-        self.data, self.k, self.recipe, self.run, self.device = data, k, recipe, run, device
-        self.network = build_network(recipe, data).to(device)
-        # on the CPU, channels-last convolutions of few channels corrupt memory (torch 2.15)
-        last = device.type == "cuda"
-        self._memory_format = torch.channels_last if last else torch.contiguous_format
-        self.network.to(memory_format=self._memory_format)
-        self.optimizer = optim.build(self.network, recipe.optimizer)
-        self.normaliser = Normaliser(data.manifest, k, device)
-        self.augmenter = Augmenter(recipe.augment, data.manifest.preparation, k, recipe.seed)
+        self.data, self.k, self.recipe, self.run = data, k, recipe, run
+        self.world, self.stop, self.execution = world, stop, execution
         for split in data.manifest.counts:
             if data.manifest.written(split):  # found out now, not after all epochs
                 check_samples(data.shard_path(split, k), data.manifest.written(split))
-        self.loader = self._loader("train", train=True)
-        self.scaler, self.autocast = _mixed_precision(device)
+        self.plan = self._plan()
         self.progress = Progress()
-        self._bad_in_a_row = 0
-        self.steps = recipe.epochs * len(self.loader)
+        self.normaliser = Normaliser(data.manifest, k, world.device)
+        network = build_network(recipe, data.manifest)
+        if weights is not None:
+            pretrained.start_from(network, weights)
+        compiled = execution.compile_network
+        self.stepper = Stepper(network, recipe, world, compile_network=compiled)
+        self.steps = recipe.epochs * self.plan.steps
 
     def train(self, progress_bar: ProgressBar) -> dict[str, Any]:
-        """All epochs that are left, then the final evaluation; the result is written too."""
-        with self.run.locked():
-            self.run.start(self.recipe, self.data.manifest)
-            self._resume()
+        """All steps that are left, then the final evaluation; the result is written too."""
+        self._resume()
+        self.logbook = self._open_log()
+        crops = self.data.manifest.preparation.resize == "shortest"
+        source = self._loader("train", self._own_batch, random_crops=crops)
+        self.feed = feed(source, self.execution.feed, crops)
+        prep, share = self.data.manifest.preparation, self.plan.share
+        self.augmenter = Augmenter(
+            self.recipe.augment, prep, self.k, self.recipe.seed, self.normaliser,
+            self.plan.batch, share,
+        )  # fmt: skip
+        self._log_start()
+        with closing(self.logbook):
             return self._train(progress_bar)
 
+    def _plan(self) -> Plan:
+        samples, world = self.data.manifest.written("train"), self.world
+        plan = Plan(
+            samples=samples, batch_size=self.recipe.batch_size, seed=self.recipe.seed, world=world
+        )
+        if plan.batch < world.size:
+            raise ConfigError(f"batches of {plan.batch} samples cannot be shared by {world.size}")
+        return plan
+
+    @property
+    def _own_batch(self) -> int:
+        share = self.plan.share
+        return int(share.stop - share.start)
+
+    @property
+    def _epoch(self) -> int:
+        """Epochs that are behind us."""
+        return self.progress.step // self.plan.steps
+
+    @property
+    def _epoch_ends(self) -> bool:
+        return self.progress.step % self.plan.steps == 0
+
+    @property
+    def _name(self) -> str:
+        return f"{self.data.described} shard {self.k}"
+
+    def _loader(self, split: str, batch_size: int, random_crops: bool = False) -> ShardLoader:
+        device = self.world.device
+        return ShardLoader(
+            self.data, split, self.k,
+            batch_size=batch_size, device=device, random_crops=random_crops,
+        )  # fmt: skip
+
     def _train(self, progress_bar: ProgressBar) -> dict[str, Any]:
-        name = f"{self.data.described} shard {self.k}"
-        calib = self._loader("calib") if self.data.manifest.written("calib") else None
-        if calib is None:
-            log.warning("%s: calib is empty, so the last epoch counts as the best one", name)
-        left = self.recipe.epochs - self.progress.epoch
-        with progress_bar(name, left * len(self.loader), "steps") as advance:
-            while self.progress.epoch < self.recipe.epochs:
-                self._one_epoch(calib, advance)
+        split = selection_split(self.data.manifest)
+        if split is None:
+            log.warning("%s: calib is empty, so the last epoch counts as the best", self._name)
+        chooser = self._loader(split, self._own_batch) if split else None
+        self.meter, self._due = Meter(self.world), Due(self.execution.save_every)
+        with progress_bar(self._name, self.steps - self.progress.step, "steps") as advance:
+            while self.progress.evaluated < self.recipe.epochs:
+                if self._epoch == self.progress.evaluated:
+                    self._train_epoch(advance)
+                self._choose(split, chooser)
+        self._save()
         return self._final()
 
-    def _loader(self, split: str, train: bool = False) -> ShardLoader:
-        return ShardLoader(
-            self.data,
-            split,
-            self.k,
-            batch_size=self.recipe.batch_size,
-            device=self.device,
-            train=train,
-        )
+    def _train_epoch(self, advance: Advance) -> None:
+        """The rest of the epoch at hand."""
+        self.stepper.network.train()
+        epoch = self._epoch
+        order = self.plan.order(epoch, self.progress.step % self.plan.steps)
+        with closing(self.feed.batches(order)) as batches:  # type: ignore[type-var]
+            for values, labels in self.meter.waiting(batches):
+                self._step(values, labels, epoch)
+                advance(1, f"epoch {epoch + 1}/{self.recipe.epochs}")
+                self._after_step()
 
-    def _one_epoch(self, calib: ShardLoader | None, advance: Advance) -> None:
-        state, started = self.progress, time.monotonic()
-        loss = self._train_epoch(advance)
-        state.epoch += 1
-        seconds = time.monotonic() - started
-        state.seconds += seconds
-        images = len(self.loader) * self.loader.batch_size
-        self.run.log(
-            kind="train",
-            epoch=state.epoch,
-            step=state.step,
-            loss=loss,
-            lr=self._rate(),
-            images_per_s=images / seconds,
-            nan_grads=state.nan_grads,
-        )
-        found = self._evaluate(calib) if calib else None
-        if found:
-            self.run.log(kind="eval", split="calib", epoch=state.epoch, **asdict(found))
-        self._save(found)
-        note = f"calib {found.top1:.2%}" if found else ""
-        log.info(
-            "%s shard %d: epoch %d/%d, loss %.4f, %s, %.0f images/s",
-            self.data.described,
-            self.k,
-            state.epoch,
-            self.recipe.epochs,
-            loss,
-            note or "no calib",
-            images / seconds,
-        )
+    def _step(self, values: Tensor, labels: Tensor, epoch: int) -> None:
+        state = self.progress
+        inputs, targets = self.augmenter(values, labels, epoch, state.step)
+        loss = self.stepper.step(inputs, targets, self._rate(), self.plan.batch)
+        self.meter.add(loss, self.plan.batch)
+        state.step += 1
+        state.bad_in_a_row = 0 if loss is not None else state.bad_in_a_row + 1
+        state.nan_grads += loss is None
+        if state.bad_in_a_row >= MAX_BAD_STEPS:
+            raise DivergedError(
+                f"{self.run.path}: gradients were not finite in {MAX_BAD_STEPS} steps in a row "
+                f"(step {state.step}); last.pt, if any, is from before. Try a lower optimizer.lr"
+            )
 
-    def _train_epoch(self, advance: Advance) -> float:
-        """One pass over the shard; the mean loss."""
-        self.network.train()
-        total = torch.zeros((), device=self.device)
-        epoch, good = self.progress.epoch, 0
-        for values, labels in self.loader.epoch(self.recipe.seed, epoch):
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._rate()
-            loss = self._step(values, labels)
-            if loss is None:
-                self._count_bad_step()
-            else:
-                total += loss
-                self._bad_in_a_row, good = 0, good + 1
-            self.progress.step += 1
-            advance(1, f"epoch {epoch + 1}/{self.recipe.epochs}")
-        return (total / max(good, 1)).item()
+    def _after_step(self) -> None:
+        """Log, save and stop where that is due, in all processes at the same step."""
+        step, wanted = self.progress.step, _NOTHING
+        if self.stop:
+            wanted = _STOP
+        elif self._due.after(step):
+            wanted = _SAVE
+        elif self._epoch_ends or self.meter.age >= LOG_SECONDS:
+            wanted = _LOG
+        wanted = self.world.highest(wanted)
+        if wanted >= _LOG:
+            self._log_training()
+        if wanted >= _SAVE:
+            self._save()
+        if wanted == _STOP:
+            raise self._stopped()
 
-    def _step(self, values: Tensor, labels: Tensor) -> Tensor | None:
-        """Forward, backward, update; None, and no update, if the loss is no number."""
-        inputs = self.augmenter(values.float(), self.progress.epoch, self.progress.step)
-        inputs = self.normaliser(inputs).contiguous(memory_format=self._memory_format)
-        with self.autocast:
-            logits = self.network(inputs)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
-        if not torch.isfinite(loss):
-            return None
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.scaler.scale(loss))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss.detach()
+    def _stopped(self) -> StoppedError:
+        return StoppedError(
+            f"{self.run.path}: stopped by {self.stop.name or 'a signal'} after step "
+            f"{self.progress.step} of {self.steps}, all is saved: the same command goes on"
+        )
 
     def _rate(self) -> float:
         recipe = self.recipe
         return optim.lr_at(
-            min(self.progress.step, self.steps - 1),
+            self.progress.step,
             steps=self.steps,
-            warmup=recipe.schedule.warmup_epochs * len(self.loader),
+            warmup=recipe.schedule.warmup_epochs * self.plan.steps,
             peak=recipe.optimizer.lr,
             final=recipe.schedule.final_lr,
         )
 
-    def _count_bad_step(self) -> None:
-        self.progress.nan_grads += 1
-        self._bad_in_a_row += 1
-        if self._bad_in_a_row >= MAX_BAD_STEPS:
-            raise DivergedError(
-                f"{self.run.path}: the loss was not finite in {MAX_BAD_STEPS} steps in a row (step "
-                f"{self.progress.step}); last.pt, if any, is from an epoch before. Try a lower "
-                "optimizer.lr"
-            )
-
-    def _evaluate(self, loader: ShardLoader) -> Metrics:
-        with self.autocast:
-            return metrics(*predict_split(self.network, loader, self.normaliser))
-
-    def _save(self, found: Metrics | None) -> None:
-        """last.pt always; best.pt when calib says so."""
-        state = self.progress
-        better = found is None or (found.top1, -found.nll) > (state.best_top1, -state.best_nll)
-        if found and better:
+    def _choose(self, split: str | None, chooser: Feed | None) -> None:
+        """Evaluate the epoch that has ended; keep its weights if they are the best."""
+        state, found = self.progress, None
+        if chooser is not None:
+            found = self._evaluate(chooser)
+            if found is None:
+                self._save()
+                raise self._stopped()
+        state.evaluated += 1
+        if found is not None:
+            self._log_evaluation("eval", str(split), found)
+            if (found.top1, -found.nll) <= (state.best_top1, -state.best_nll):
+                return
             state.best_top1, state.best_nll = found.top1, found.nll
-        content = {
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "progress": asdict(state),
-            "shard": self.k,
-        }
-        if better:
-            checkpoint.save(self.run.best, {k: content[k] for k in ("model", "progress", "shard")})
-        checkpoint.save(self.run.last, content)
+        if self.world.leads and (found or state.evaluated == self.recipe.epochs):
+            network = self.stepper.evaluated().state_dict()
+            progress = {"step": state.step, "epoch": state.evaluated}
+            checkpoint.save(self.run.best, {"model": network, "progress": progress})
+
+    def _evaluate(self, split: Feed) -> Metrics | None:
+        """None if a stop was asked for meanwhile."""
+        with self.stepper.autocast():
+            network = self.stepper.evaluated()
+            return evaluate(network, split, self.normaliser, self.world, self.stop)
+
+    def _save(self) -> None:
+        self._due.done()
+        if self.world.leads:
+            state = self.stepper.state()
+            record = {"shard": self.k, "threads": torch.get_num_threads()}
+            record |= {"processes": self.world.size, "deterministic": self.execution.deterministic}
+            content = {**state, "progress": asdict(self.progress), **record}
+            checkpoint.save_keeping(self.run.last, self.run.previous, content)
 
     def _resume(self) -> None:
-        if not self.run.last.exists():
+        content = checkpoint.load_newest(self.run.last, self.run.previous, self.world.device)
+        if content is None:
             return
-        content = checkpoint.load(self.run.last, self.device)
         try:
-            self.network.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.scaler.load_state_dict(content["scaler"])
+            self.stepper.load_state(content)
             self.progress = Progress(**content["progress"])
+            threads, processes = int(content["threads"]), int(content["processes"])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise DamagedError(
                 f"{self.run.last} does not fit this run: {str(error).splitlines()[0]}"
             ) from error
-        log.info("%s: resuming after epoch %d", self.run.path, self.progress.epoch)
+        log.info("%s: resuming after step %d of %d", self.run.path, self.progress.step, self.steps)
+        if processes != self.world.size:
+            log.info("it ran in %d processes, now in %d: sums are rounded otherwise", processes,
+                     self.world.size)  # fmt: skip
+        if threads != torch.get_num_threads():
+            log.info("set to %d threads as before, for the same rounding", threads)
+            torch.set_num_threads(threads)
+
+    def _open_log(self) -> Logbook:
+        return Logbook(
+            self.run.path,
+            writes=self.world.leads,
+            tensorboard=self.execution.tensorboard,
+            step=self.progress.step,
+        )
+
+    def _log_start(self) -> None:
+        self.logbook.row(
+            "start",
+            step=self.progress.step,
+            steps=self.steps,
+            steps_per_epoch=self.plan.steps,
+            epochs=self.recipe.epochs,
+            batch_size=self.plan.batch,
+            feed=self.feed.kind,
+            device=self.world.device.type,
+            processes=self.world.size,
+            threads=torch.get_num_threads(),
+        )
+
+    def _log_training(self) -> None:
+        state = self.progress
+        state.seconds += self.meter.age
+        figures = self.meter.row()
+        self.logbook.row(
+            "train",
+            step=state.step,
+            epoch=round(state.step / self.plan.steps, 4),
+            lr=self._rate(),
+            nan_grads=state.nan_grads,
+            **figures,
+        )
+        if self._epoch_ends:
+            log.info(
+                "%s: epoch %d/%d, loss %.4f, %.0f images/s",
+                self._name, self._epoch, self.recipe.epochs,
+                figures["loss"] or float("nan"), figures["images_per_s"],
+            )  # fmt: skip
+
+    def _log_evaluation(self, kind: str, split: str, found: Metrics) -> None:
+        """`kind`: eval of an epoch, or final of the best weights."""
+        state = self.progress
+        self.logbook.row(kind, split=split, step=state.step, epoch=state.evaluated, **asdict(found))
+        log.info("%s: %s %s %.2f %%", self._name, kind, split, 100 * found.top1)
 
     def _final(self) -> dict[str, Any]:
-        """Evaluate best.pt on val, and write result.json."""
-        self.network.load_state_dict(checkpoint.load(self.run.best, self.device)["model"])
+        """Evaluate best.pt on every split but train, and write result.json."""
+        self.world.wait()
+        network = self.stepper.evaluated()
+        network.load_state_dict(checkpoint.load(self.run.best, self.world.device)["model"])
         state = self.progress
         result: dict[str, Any] = {
             "shard": self.k,
-            "epochs": state.epoch,
+            "epochs": state.evaluated,
             "steps": state.step,
             "nan_grads": state.nan_grads,
             "train_seconds": round(state.seconds, 1),
-            "parameters": sum(p.numel() for p in self.network.parameters()),
+            "parameters": sum(p.numel() for p in network.parameters()),
         }
-        for split in ("calib", "val"):
-            if self.data.manifest.written(split):
-                found = self._evaluate(self._loader(split))
+        for split in self.data.manifest.counts:
+            if split != "train" and self.data.manifest.written(split):
+                found = self._evaluate(self._loader(split, self._own_batch))
+                if found is None:
+                    raise self._stopped()
                 result[split] = asdict(found)
-                self.run.log(kind="eval", split=split, epoch=state.epoch, **asdict(found))
-        self.run.finish(result)
+                self._log_evaluation("final", split, found)
+        if self.world.leads:
+            self.run.finish(result)
         return result
-
-
-def _mixed_precision(
-    device: torch.device,
-) -> tuple[torch.amp.GradScaler, AbstractContextManager[Any]]:
-    """On a GPU bfloat16 where it has it, else float16 with loss scaling; nothing on a CPU."""
-    if device.type != "cuda":
-        return torch.amp.GradScaler(device.type, enabled=False), nullcontext()
-    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    dtype = torch.bfloat16 if bf16 else torch.float16
-    return torch.amp.GradScaler(device.type, enabled=not bf16), torch.autocast("cuda", dtype)

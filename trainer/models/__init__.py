@@ -11,12 +11,13 @@ from typing import Any
 from torch import nn
 
 from pipeline.errors import ConfigError
-from trainer.models import resnet_cifar, resnet_imagenet
+from trainer.models import fc, resnet_cifar, resnet_imagenet
 
 # Pattern of the name, its examples, and the builder; groups of the pattern are integers
 # that the builder takes first. Builders check their own arguments.
 _FAMILIES: tuple[tuple[str, str, Callable[..., nn.Module]], ...] = (
     (r"cifar-resnet(\d+)", "cifar-resnet20 (any 6n+2)", resnet_cifar.build),
+    (r"fc(\d+)", "fc8 (any depth)", fc.build),
     (r"resnet(\d+)", "resnet18, resnet34, resnet50", resnet_imagenet.build),
 )
 _GIVEN = ("classes", "channels", "size")

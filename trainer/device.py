@@ -1,0 +1,77 @@
+"""The machine in; the device to train on, its number format and its free memory out."""
+
+import os
+from pathlib import Path
+
+import torch
+
+_CGROUP = Path("/sys/fs/cgroup")
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device() -> torch.device:
+    """The GPU of this process (that of its LOCAL_RANK under torchrun), else the CPU.
+
+    Torch gets its threads too, OMP_NUM_THREADS or one per core: importing FFCV leaves it one.
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or cpu_count())
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What matrix products run in; None: as the weights, float32. `auto`: on a GPU bfloat16
+    where it has it, else float16; on a CPU float32.
+    """
+    if precision != "auto":
+        return _PRECISIONS[precision]
+    if device.type != "cuda":
+        return None
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if bf16 else torch.float16
+
+
+def make_deterministic(wanted: bool) -> None:
+    """Kernels that give the same bits each time, or the fastest ones. The CPU's always do."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+    torch.backends.cudnn.deterministic = wanted
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on the device: its share, where jobs share it."""
+    jobs = int(os.environ.get("SPECTRAL_JOBS_PER_DEVICE", "1"))
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // jobs
+    jobs *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(_available(), _cgroup_left()) // jobs
+
+
+def _available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _cgroup_left() -> int:
+    """What a container's limit leaves, page cache not counted."""
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        if limit == "max":
+            return 2**62
+        used = int((_CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        return int(limit) - used + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 2**62

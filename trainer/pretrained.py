@@ -1,0 +1,98 @@
+"""A file of weights in; a network that starts from them out, with what had to be refitted.
+
+Takes checkpoints of this tool and state dicts as torchvision and timm publish them. The first
+convolution and the last linear layer may have other shapes there, all else has to fit.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, DamagedError
+
+log = logging.getLogger(__name__)
+_SHOWN = 5  # names in an error
+
+
+def start_from(network: nn.Module, path: Path) -> None:
+    """Load the weights of `path` into the network; what was refitted is said."""
+    own = network.state_dict()
+    found = _state_dict(path)
+    for name in own:
+        if name.endswith("num_batches_tracked"):  # not in older files, and without effect here
+            found.setdefault(name, own[name])
+    stem, head = _ends(network)
+    for name in (f"{head}.weight", f"{head}.bias"):
+        if name in own and (name not in found or found[name].shape != own[name].shape):
+            log.info("%s: %s starts anew, %s", path, name, _shapes(found.get(name), own[name]))
+            found[name] = own[name]
+    kernel = f"{stem}.weight"
+    if kernel in found and found[kernel].shape != own[kernel].shape:
+        log.info("%s: %s is refitted, %s", path, kernel, _shapes(found[kernel], own[kernel]))
+        found[kernel] = refit_kernel(found[kernel], own[kernel].shape)
+    _check(path, found, own)
+    network.load_state_dict({name: found[name] for name in own})
+
+
+def refit_kernel(kernel: Tensor, shape: torch.Size) -> Tensor:
+    """A first convolution (out, in, h, w) for other sides and channels, which answers an image
+    that is smooth at its scale as before: resampled, then scaled to the same sum.
+    """
+    if kernel.shape[0] != shape[0]:
+        raise ConfigError(
+            f"--init: the first convolution there has {kernel.shape[0]} outputs, here {shape[0]}"
+        )
+    kernel = kernel.float()
+    if kernel.shape[1] != shape[1]:  # grey from colour: as if all channels were the same
+        kernel = kernel.sum(dim=1, keepdim=True).expand(-1, shape[1], -1, -1) / shape[1]
+    if kernel.shape[2:] == shape[2:]:
+        return kernel
+    area = kernel.shape[2] * kernel.shape[3] / (shape[2] * shape[3])
+    return F.interpolate(kernel, shape[2:], mode="bilinear", antialias=True) * area
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # many types on damaged or foreign files
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedError(f"--init {path} cannot be loaded as plain tensors: {first}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise DamagedError(f"--init {path}: no state dict of a network in it")
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _ends(network: nn.Module) -> tuple[str, str]:
+    """Names of the first convolution and of the last linear layer."""
+    modules = dict(network.named_modules())
+    stems = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+    heads = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    return (stems or [""])[0], (heads or [""])[-1]
+
+
+def _check(path: Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    lacking = [name for name in own if name not in found]
+    foreign = [name for name in found if name not in own]
+    others = [
+        f"{name} {_shapes(found[name], own[name])}"
+        for name in own
+        if name in found and found[name].shape != own[name].shape
+    ]
+    wrong = [("lacks", lacking), ("has besides", foreign), ("has in another shape", others)]
+    if said := [f"{how} {', '.join(names[:_SHOWN])}" for how, names in wrong if names]:
+        raise ConfigError(
+            f"--init {path} does not fit this recipe's network: it {'; it '.join(said)}"
+        )
+
+
+def _shapes(there: Tensor | None, here: Tensor) -> str:
+    was = "absent" if there is None else "×".join(map(str, there.shape))
+    return f"{was} there, {'×'.join(map(str, here.shape))} here"
