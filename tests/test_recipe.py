@@ -67,6 +67,6 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 def test_the_resolved_recipe_holds_every_value() -> None:
     values = tomllib.loads(resolve("digits")[0].toml())
     assert set(values) == {
-        "model", "epochs", "batch_size", "seed", "label_smoothing", "model_args", "optimizer",
-        "schedule", "augment",
+        "model", "epochs", "batch_size", "seed", "label_smoothing", "micro_batch", "precision",
+        "ema", "sync_bn", "model_args", "optimizer", "schedule", "augment",
     }  # fmt: skip

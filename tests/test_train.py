@@ -79,32 +79,6 @@ def test_a_finished_run_says_so_and_stays_as_it_is(runs: Path, data: Path) -> No
     assert {p.name: p.read_bytes() for p in run.iterdir()} == before
 
 
-def test_a_killed_run_resumes_and_ends_like_an_undisturbed_one(
-    runs: Path, data: Path, tmp_path: Path
-) -> None:
-    """A real SIGKILL between two epochs; the weights are equal bit for bit."""
-    command = [sys.executable, "-m", "cli", "train", "--data", data / SUB4, "--runs", tmp_path,
-               "--shard", "0", *FAST]  # fmt: skip
-    run = tmp_path / SUB4 / LABEL / "shard_00"
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    end = time.monotonic() + 120
-    while not (run / "last.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
-    assert not (run / "result.json").exists()
-    done = train(data / SUB4, tmp_path, "--shard", 0)
-    assert done.returncode == 0, done.stderr
-    assert "resuming after epoch" in done.stderr
-    undisturbed = torch.load(runs / SUB4 / LABEL / "shard_00" / "last.pt", weights_only=True)
-    resumed = torch.load(run / "last.pt", weights_only=True)
-    assert resumed["model"].keys() == undisturbed["model"].keys()
-    for name, value in undisturbed["model"].items():
-        assert torch.equal(value, resumed["model"][name]), name
-
-
 def test_other_data_or_another_recipe_under_a_run_is_refused(
     runs: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -210,11 +184,13 @@ def test_loader_threads_end_with_the_epoch(data: Path) -> None:
 
     prepared = Prepared(data / SUB4, manifest.load(data / SUB4))
     before, threads = threading.active_count(), torch.get_num_threads()
-    loader = ShardLoader(prepared, "train", 0, batch_size=4, device=CPU, threads=threads + 1)
+    loader = ShardLoader(prepared, "train", 0, batch_size=4, device=CPU, threads=1)
     for _ in range(3):
-        epoch = loader.batches(np.arange(40))
-        next(epoch)
-        epoch.close()  # type: ignore[attr-defined]
+        for batches in (10, 5, 4):  # more than FFCV keeps ahead, as many, and its end besides
+            epoch = loader.batches(np.arange(4 * batches))
+            next(epoch)
+            time.sleep(0.1)
+            epoch.close()  # type: ignore[attr-defined]
         list(loader.batches(np.arange(40)))
     assert threading.active_count() == before
     assert torch.get_num_threads() == threads

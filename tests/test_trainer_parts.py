@@ -91,7 +91,7 @@ def test_processes_share_each_batch_fairly(batch: int, size: int) -> None:
     lengths = [share.stop - share.start for share in shares]
     assert min(lengths) > 0
     assert max(lengths) - min(lengths) <= 7
-    if batch >= 8 * size:
+    if batch >= 4 * size:
         assert all(share.start % 4 == 0 for share in shares)
 
 

@@ -10,6 +10,7 @@ from pipeline.catalogue import catalogue
 from pipeline.errors import ConfigError
 from trainer.device import make_deterministic, pick_device
 from trainer.execution import Execution
+from trainer.loader import check_samples
 from trainer.recipe import Recipe, resolve
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
@@ -81,8 +82,12 @@ def train_shard(group: Group, k: int, execution: Execution, progress_bar: Progre
     all processes of the job call it, and the first one writes.
     """
     run, data, recipe = RunDir.of(group.path, k), group.data, group.recipe
+    data.manifest.check_shard(k)
     if result := run.finished(recipe, data.manifest):
         return f"{run.path}: already finished, {_figures(result)}"
+    for split in data.manifest.counts:
+        if data.manifest.written(split):  # found out now, not after all epochs
+            check_samples(data.shard_path(split, k), data.manifest.written(split))
     device = pick_device()
     make_deterministic(execution.deterministic)
     with stop_requests() as stop, joined(device) as world:

@@ -4,8 +4,9 @@ The order is the caller's; no sample is dropped; a damaged sample or a dead load
 raises instead of blocking; threads end with the epoch.
 """
 
+import queue
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,13 @@ class ShardLoader:
 
         FFCV would wait for ever when its thread has died.
         """
-        queue = iterator.output_queue
+        done = iterator.output_queue
         while True:
-            with queue.not_empty:
-                if queue.queue or queue.not_empty.wait(_POLL):
-                    head = queue.queue[0]
+            with done.not_empty:
+                if done.queue or done.not_empty.wait(_POLL):
+                    head = done.queue[0]
                     return None if head is None else int(head[0])
-            if not iterator.is_alive() and not queue.queue:
+            if not iterator.is_alive() and not done.queue:
                 raise DamagedError(
                     f"{self.path}: the loader's thread ended with an error (above); "
                     "run `spectral verify` on the data"
@@ -182,7 +183,10 @@ def _iterating(loader: Any) -> Iterator[Any]:
     finally:
         with _own_threads():
             iterator.close()
-            iterator.join(timeout=30)
+            while iterator.is_alive():  # it may wait to hand over a batch, or its end, for ever
+                with suppress(queue.Empty):
+                    iterator.output_queue.get_nowait()
+                iterator.join(0.01)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from trainer.augment import Augmenter
 from trainer.evaluate import Metrics, evaluate
 from trainer.execution import Due, Execution
 from trainer.feed import Feed, Plan, feed
-from trainer.loader import ShardLoader, check_samples
+from trainer.loader import ShardLoader
 from trainer.logbook import Logbook
 from trainer.meter import Meter
 from trainer.network import build_network
@@ -75,12 +75,8 @@ class Trainer:
         execution: Execution,
         weights: Path | None = None,
     ) -> None:
-        data.manifest.check_shard(k)
         self.data, self.k, self.recipe, self.run = data, k, recipe, run
         self.world, self.stop, self.execution = world, stop, execution
-        for split in data.manifest.counts:
-            if data.manifest.written(split):  # found out now, not after all epochs
-                check_samples(data.shard_path(split, k), data.manifest.written(split))
         self.plan = self._plan()
         self.progress = Progress()
         self.normaliser = Normaliser(data.manifest, k, world.device)

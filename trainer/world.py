@@ -33,7 +33,7 @@ class World:
 
     def share(self, count: int) -> slice:
         """The part of `count` samples for this process: whole groups of four where that is fair."""
-        unit = _GROUP if count >= 2 * _GROUP * self.size else 1
+        unit = _GROUP if count >= _GROUP * self.size else 1
         bounds = [count * rank // self.size // unit * unit for rank in range(self.size)]
         return slice(*[*bounds, count][self.rank : self.rank + 2])
 
