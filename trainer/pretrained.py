@@ -39,7 +39,7 @@ def start_from(network: nn.Module, path: Path) -> None:
 
 def refit_kernel(kernel: Tensor, shape: torch.Size) -> Tensor:
     """A first convolution (out, in, h, w) for other sides and channels, which answers an image
-    that is smooth at its scale as before: resampled, then scaled to the same sum.
+    that is smooth at its scale as before: resampled, with the same sum.
     """
     if kernel.shape[0] != shape[0]:
         raise ConfigError(
@@ -48,10 +48,15 @@ def refit_kernel(kernel: Tensor, shape: torch.Size) -> Tensor:
     kernel = kernel.float()
     if kernel.shape[1] != shape[1]:  # grey from colour: as if all channels were the same
         kernel = kernel.sum(dim=1, keepdim=True).expand(-1, shape[1], -1, -1) / shape[1]
-    if kernel.shape[2:] == shape[2:]:
-        return kernel
-    area = kernel.shape[2] * kernel.shape[3] / (shape[2] * shape[3])
-    return F.interpolate(kernel, shape[2:], mode="bilinear", antialias=True) * area
+    rows, columns = (_resampling(shape[i], kernel.shape[i]) for i in (2, 3))
+    return torch.einsum("yh,oihw,xw->oiyx", rows, kernel, columns)
+
+
+def _resampling(outputs: int, inputs: int) -> Tensor:
+    """Linear interpolation, (outputs, inputs), each input's shares scaled to add up to 1."""
+    identity = torch.eye(inputs)[None, None]
+    matrix = F.interpolate(identity, (outputs, inputs), mode="bilinear", antialias=True)[0, 0]
+    return matrix / matrix.sum(dim=0)
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

@@ -1,0 +1,185 @@
+"""One step of training: what it computes, what it leaves alone, and where weights start."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, DamagedError
+from trainer import models, pretrained
+from trainer.device import free_memory
+from trainer.execution import Due, Interval
+from trainer.recipe import Augment, Optimizer, Recipe
+from trainer.step import Stepper
+from trainer.world import World
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
+
+def recipe(**values: object) -> Recipe:
+    optimizer = Optimizer(lr=0.1, momentum=0.9, weight_decay=1e-3)
+    return Recipe(model="any", epochs=1, batch_size=12, optimizer=optimizer, **values)  # type: ignore[arg-type]
+
+
+def network(kind: str = "cifar-resnet8") -> nn.Module:
+    torch.manual_seed(3)
+    return models.build(kind, classes=4, channels=3, size=8, width=8)
+
+
+def batch(seed: int = 0) -> tuple[Tensor, list[tuple[Tensor, float]]]:
+    rng = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(12, 3, 8, 8, generator=rng)
+    labels = torch.randint(4, (2, 12), generator=rng)
+    return inputs, [(labels[0], 0.7), (labels[1], 0.3)]
+
+
+def copied(stepper: Stepper) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in stepper.network.state_dict().items()}
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_with_gradients_that_are_not_finite_changes_nothing(precision: str) -> None:
+    """Neither weights nor momenta nor the running statistics, which forward has spoilt by then;
+    and the next step is as if it had not been.
+    """
+    disturbed, calm = (
+        Stepper(network(), recipe(precision=precision, ema=0.5), ALONE) for _ in "ab"
+    )
+    for stepper in (disturbed, calm):
+        assert stepper.step(*batch(), lr=0.1, batch=12) is not None
+    before = copied(disturbed)
+    inputs, targets = batch(1)
+    inputs[3, 0, 2, 2] = float("inf")
+    assert disturbed.step(inputs, targets, lr=0.1, batch=12) is None
+    assert largest_difference(copied(disturbed), before) == 0
+    for stepper in (disturbed, calm):
+        assert stepper.step(*batch(2), lr=0.1, batch=12) is not None
+    if (
+        precision != "fp16"
+    ):  # there the loss scale has been halved, and so gradients round otherwise
+        assert largest_difference(copied(disturbed), copied(calm)) == 0
+        assert disturbed.ema is not None
+        assert disturbed.ema.n_averaged == 2
+
+
+def test_float16_overflow_halves_the_scale_until_steps_count() -> None:
+    stepper = Stepper(network(), recipe(precision="fp16"), ALONE)
+    stepper.scaler.load_state_dict({**stepper.scaler.state_dict(), "scale": 2.0**40})
+    skipped = 0
+    while stepper.step(*batch(), lr=0.1, batch=12) is None:
+        skipped += 1
+        assert skipped < 40
+    assert skipped > 5
+    assert stepper.scaler.get_scale() == 2.0 ** (40 - skipped)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 12, 100])
+def test_micro_batches_add_up_to_the_batch(size: int) -> None:
+    """Also uneven ones; of a network without batch norm."""
+    whole = Stepper(network("fc3"), recipe(), ALONE)
+    parts = Stepper(network("fc3"), recipe(micro_batch=size), ALONE)
+    for seed in range(3):
+        losses = [s.step(*batch(seed), lr=0.1, batch=12) for s in (whole, parts)]
+        assert losses[0] is not None
+        assert losses[1] is not None
+        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    assert largest_difference(copied(whole), copied(parts)) < 1e-5
+
+
+def test_a_step_is_torchs_own() -> None:
+    """The same as the plain lines that one would write."""
+    stepper, plain = Stepper(network(), recipe(label_smoothing=0.1), ALONE), network()
+    sgd = torch.optim.SGD(plain.parameters(), 0.05, 0.9, weight_decay=1e-3, nesterov=True)
+    for seed in range(3):
+        inputs, targets = batch(seed)
+        stepper.step(inputs, targets, lr=0.05, batch=12)
+        sgd.zero_grad()
+        logits = plain(inputs)
+        loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+        torch.autograd.backward(sum(w * loss(logits, labels) for labels, w in targets))  # type: ignore[arg-type]
+        sgd.step()
+    assert largest_difference(copied(stepper), plain.state_dict()) < 1e-5
+
+
+def test_averaged_weights_follow_their_decay_and_are_those_evaluated() -> None:
+    stepper = Stepper(network(), recipe(ema=0.8), ALONE)
+    expected: dict[str, Tensor] = {}
+    for seed in range(3):
+        stepper.step(*batch(seed), lr=0.1, batch=12)
+        now = {name: value.double() for name, value in copied(stepper).items()}
+        expected = {n: 0.8 * expected[n] + 0.2 * now[n] if expected else now[n] for n in now}
+    found = stepper.evaluated().state_dict()
+    floats = {name: value for name, value in found.items() if value.is_floating_point()}
+    assert len(floats) > 20
+    assert largest_difference(floats, expected) < 1e-5
+    assert not stepper.evaluated().training
+
+
+def test_a_torchvision_file_starts_a_network_and_what_was_refitted_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A 1000-class ResNet-18 for 224 px, into one for 56 px and 5 classes: all but stem and
+    head are the same; a smooth image is answered by the stem as before.
+    """
+    theirs = torchvision.models.resnet18()
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    caplog.set_level("INFO")
+    for channels in (3, 1):
+        ours = models.build("resnet18", classes=5, channels=channels, size=56)
+        head = ours.fc.weight.clone()  # type: ignore[union-attr, operator]
+        pretrained.start_from(ours, tmp_path / "resnet18.pth")
+        own, other = ours.state_dict(), theirs.state_dict()
+        same = [name for name in own if own[name].equal(other[name])]
+        assert set(own) - set(same) == {"conv1.weight", "fc.weight", "fc.bias"}
+        assert ours.fc.weight.equal(head)  # type: ignore[union-attr, operator]
+        flat = own["conv1.weight"].sum(dim=(1, 2, 3))
+        assert torch.allclose(flat, other["conv1.weight"].sum(dim=(1, 2, 3)), atol=1e-4)
+    assert "conv1.weight is refitted, 64×3×7×7 there, 64×3×3×3 here" in caplog.text
+    assert "fc.weight starts anew, 1000×512 there, 5×512 here" in caplog.text
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(torchvision.models.resnet34().state_dict(), path)
+    with pytest.raises(ConfigError, match=r"does not fit this recipe's network: it has besides layer1\.2"):
+        pretrained.start_from(models.build("resnet18", classes=5, channels=3, size=56), path)
+    torch.save({"model": {"a.weight": torch.zeros(2)}}, path)
+    with pytest.raises(ConfigError, match=r"it lacks 0\.weight"):
+        pretrained.start_from(network(), path)
+    torch.save([1, 2], path)
+    with pytest.raises(DamagedError, match="no state dict"):
+        pretrained.start_from(network(), path)
+    path.write_bytes(b"garbage")
+    with pytest.raises(DamagedError, match="cannot be loaded as plain tensors"):
+        pretrained.start_from(network(), path)
+
+
+def test_intervals_are_steps_or_time() -> None:
+    assert Interval.parse("500") == Interval(steps=500)
+    assert [Interval.parse(t).seconds for t in ("30s", "5m", "2h")] == [30, 300, 7200]
+    for wrong in ("", "0", "5 m", "m", "-3", "1.5h"):
+        with pytest.raises(ConfigError, match="--save-every"):
+            Interval.parse(wrong)
+    due = Due(Interval(steps=4))
+    assert [step for step in range(1, 13) if due.after(step)] == [4, 8, 12]
+    late = Due(Interval(seconds=0.0))
+    assert late.after(1)
+
+
+def test_jobs_that_share_a_device_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPECTRAL_JOBS_PER_DEVICE", raising=False)
+    whole = free_memory(CPU)
+    monkeypatch.setenv("SPECTRAL_JOBS_PER_DEVICE", "4")
+    assert 0.8 < 4 * free_memory(CPU) / whole < 1.25
+
+
+def test_contradictory_augmentation_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"augment\.ricap"):
+        Augment(ricap=0.3, mixup=0.2)
