@@ -29,7 +29,7 @@ class Logbook:
         row |= {key: None if _infinite(value) else value for key, value in figures.items()}
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        if self._events is not None:
+        if self._events is not None and kind in ("train", "eval"):
             self._add_events(row)
 
     def close(self) -> None:
