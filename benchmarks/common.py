@@ -1,6 +1,7 @@
 """What benchmarks share: the JSON line that each prints, the images they use, the command."""
 
 import json
+import math
 import os
 import platform
 import tempfile
@@ -10,9 +11,13 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from pipeline.manifest import Manifest
-from pipeline.options import Preparation
+from pipeline.options import Preparation, preparation
 from pipeline.prepare import prepare
+from trainer.selection import Prepared
 
 
 def machine() -> str:
@@ -66,3 +71,28 @@ def prepare_quietly(
         progress=lambda what, total, unit: nullcontext(lambda count, note="": None),
     )  # fmt: skip
     return done.directory, done.manifest
+
+
+def noise_images(root: Path, side: int, samples: int, classes: int = 10) -> Path:
+    """`samples` JPEG files of smoothed noise in class folders below root/train; 100 differ."""
+    rng = np.random.default_rng(0)
+    for i in range(samples):
+        folder = root / "train" / f"class_{i % classes}"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{i:06d}.jpg"
+        if i >= 100:
+            path.hardlink_to(root / "train" / f"class_{i % 100 % classes}" / f"{i % 100:06d}.jpg")
+            continue
+        small = Image.fromarray(rng.integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8))
+        small.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
+    return root
+
+
+def noise_shards(root: Path, splits: int, plane: int, samples: int) -> Prepared:
+    """Shards of `plane`×`plane` px of smoothed noise, prepared below `root`."""
+    side = math.isqrt(splits) * plane
+    source = noise_images(root / "images", side, samples)
+    prep = preparation("noise", splits, size=side, calib=0.0)
+    workers = len(os.sched_getaffinity(0))
+    directory, manifest = prepare_quietly(prep, source, root, workers)
+    return Prepared(directory, manifest)

@@ -48,6 +48,13 @@ def make_deterministic(wanted: bool) -> None:
     torch.backends.cudnn.deterministic = wanted
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed`, which takes 0.1 ms, does for the CPU and this device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that this process may still take on the device: its share, where jobs share it."""
     jobs = int(os.environ.get("SPECTRAL_JOBS_PER_DEVICE", "1"))

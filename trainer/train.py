@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, DamagedError, SpectralError, StoppedErr
 from trainer import checkpoint, optim, pretrained
 from trainer.augment import Augmenter
 from trainer.evaluate import Metrics, evaluate
+from trainer.device import seed_torch
 from trainer.execution import Due, Execution
 from trainer.feed import Feed, Plan, feed
 from trainer.loader import ShardLoader
@@ -164,6 +165,8 @@ class Trainer:
 
     def _step(self, values: Tensor, labels: Tensor, epoch: int) -> None:
         state = self.progress
+        # for dropout and the like, which draw from torch's own state
+        seed_torch((self.recipe.seed << 32) + (state.step << 8) + self.world.rank, values.device)
         inputs, targets = self.augmenter(values, labels, epoch, state.step)
         loss = self.stepper.step(inputs, targets, self._rate(), self.plan.batch)
         self.meter.add(loss, self.plan.batch)

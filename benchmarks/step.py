@@ -1,0 +1,113 @@
+"""P8: the rate of training fed by the loader against the same steps on one fixed batch.
+
+    python benchmarks/step.py [--model resnet34] [--batch 256] [--splits 36] [--samples 20000]
+
+Both do the same to each batch (augmentation, normalisation, forward, backward, update), in
+turn; the fixed batch lies on the device already. One number for each feed. The shard is made of
+smoothed noise, 56×56 planes; on a GPU the ratio is what P8 asks for, on a CPU the network is so
+slow beside the loader that it says little.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+from common import noise_shards, report
+from torch import Tensor
+
+from trainer.augment import Augmenter
+from trainer.device import pick_device
+from trainer.feed import Plan, feed
+from trainer.loader import Batch, ShardLoader
+from trainer.network import build_network
+from trainer.normalise import Normaliser
+from trainer.recipe import Augment, Optimizer, Recipe
+from trainer.selection import Prepared
+from trainer.step import Stepper
+from trainer.world import World
+
+K, ROUNDS = 1, 3
+
+
+class Loop:
+    """The steps of training, whatever feeds them."""
+
+    def __init__(self, data: Prepared, recipe: Recipe, device: torch.device) -> None:
+        self.world = World(0, 1, device)
+        samples = data.manifest.written("train")
+        self.plan = Plan(samples=samples, batch_size=recipe.batch_size, seed=0, world=self.world)
+        normaliser = Normaliser(data.manifest, K, device)
+        self.augmenter = Augmenter(
+            recipe.augment, data.manifest.preparation, K, 0, normaliser,
+            self.plan.batch, self.plan.share,
+        )  # fmt: skip
+        self.stepper = Stepper(build_network(recipe, data.manifest), recipe, self.world)
+        self.stepper.network.train()
+
+    def rate(self, batches: Iterator[Batch], steps: int) -> float:
+        """Images a second over `steps` batches."""
+        self._settle()
+        start = time.perf_counter()
+        for step, (values, labels) in enumerate(islice(batches, steps)):
+            inputs, targets = self.augmenter(values, labels, 0, step)
+            self.stepper.step(inputs, targets, 1e-4, self.plan.batch)
+        self._settle()
+        return steps * self.plan.batch / (time.perf_counter() - start)
+
+    def _settle(self) -> None:
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def same(batch: tuple[Tensor, Tensor]) -> Iterator[Batch]:
+    """One batch, for ever."""
+    while True:
+        yield batch
+
+
+def measure(data: Prepared, recipe: Recipe, device: torch.device, steps: int) -> dict[str, float]:
+    """Best of some rounds in turn: images/s of each feed and on one batch, and the ratios."""
+    loop = Loop(data, recipe, device)
+    loader = ShardLoader(data, "train", K, batch_size=loop.plan.batch, device=device)
+    feeds = {kind: feed(loader, kind, False) for kind in ("stream", "resident")}
+    order = loop.plan.order(0)
+    steps = min(steps, loop.plan.steps)
+    values, labels = next(feeds["resident"].batches(order))
+    fixed = values.clone(), labels.clone()
+    loop.rate(same(fixed), steps)  # warm-up
+    rates: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        found = {kind: loop.rate(source.batches(order), steps) for kind, source in feeds.items()}
+        found["fixed"] = loop.rate(same(fixed), steps)
+        rates = {name: max(rate, rates.get(name, 0.0)) for name, rate in found.items()}
+    ratios = {f"{kind}_ratio": round(rates[kind] / rates["fixed"], 3) for kind in feeds}
+    return {**{f"{name}_images_per_s": round(rate, 1) for name, rate in rates.items()}, **ratios}
+
+
+def main() -> None:
+    """One line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="resnet34")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--splits", type=int, default=36)
+    parser.add_argument("--samples", type=int, default=20000)
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    device = pick_device()
+    recipe = Recipe(
+        model=options.model, epochs=1, batch_size=options.batch,
+        optimizer=Optimizer(lr=1e-3), augment=Augment(shift=4),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        data = noise_shards(Path(folder), options.splits, 56, options.samples)
+        found = measure(data, recipe, device, options.steps)
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
+    report("step", gpu=gpu, model=options.model, plane="3x56x56", batch=options.batch, **found)
+
+
+if __name__ == "__main__":
+    main()
