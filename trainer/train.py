@@ -7,20 +7,21 @@ augmentation are functions of (seed, epoch, step), it ends with the same weights
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, DamagedError, SpectralError, StoppedError
-from trainer import checkpoint, optim, pretrained
+from pipeline.errors import ConfigError, SpectralError, StoppedError
+from trainer import optim, pretrained
 from trainer.augment import Augmenter
-from trainer.evaluate import Metrics, evaluate
 from trainer.device import seed_torch
+from trainer.evaluate import Metrics, evaluate
 from trainer.execution import Due, Execution
 from trainer.feed import Feed, Plan, feed
+from trainer.kept import Kept, Progress
 from trainer.loader import ShardLoader
 from trainer.logbook import Logbook
 from trainer.meter import Meter
@@ -46,19 +47,6 @@ class DivergedError(SpectralError):
     """The gradients are not finite any more."""
 
 
-@dataclass
-class Progress:
-    """How far a run is; kept in its checkpoint. `evaluated`: epochs whose figures are known."""
-
-    step: int = 0
-    evaluated: int = 0
-    nan_grads: int = 0
-    bad_in_a_row: int = 0
-    best_top1: float = -1.0
-    best_nll: float = float("inf")
-    seconds: float = 0.0
-
-
 class Trainer:
     """The training of one network on one shard, by one process or as one of several.
 
@@ -79,18 +67,20 @@ class Trainer:
         self.data, self.k, self.recipe, self.run = data, k, recipe, run
         self.world, self.stop, self.execution = world, stop, execution
         self.plan = self._plan()
-        self.progress = Progress()
         self.normaliser = Normaliser(data.manifest, k, world.device)
         network = build_network(recipe, data.manifest)
         if weights is not None:
             pretrained.start_from(network, weights)
         compiled = execution.compile_network
         self.stepper = Stepper(network, recipe, world, compile_network=compiled)
+        self.kept = Kept(
+            run, self.stepper, world, {"shard": k, "deterministic": execution.deterministic}
+        )
         self.steps = recipe.epochs * self.plan.steps
 
     def train(self, progress_bar: ProgressBar) -> dict[str, Any]:
         """All steps that are left, then the final evaluation; the result is written too."""
-        self._resume()
+        self.kept.resume(self.steps)
         self.logbook = self._open_log()
         crops = self.data.manifest.preparation.resize == "shortest"
         source = self._loader("train", self._own_batch, random_crops=crops)
@@ -112,6 +102,11 @@ class Trainer:
         if plan.batch < world.size:
             raise ConfigError(f"batches of {plan.batch} samples cannot be shared by {world.size}")
         return plan
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return self.kept.progress
 
     @property
     def _own_batch(self) -> int:
@@ -149,7 +144,7 @@ class Trainer:
                 if self._epoch == self.progress.evaluated:
                     self._train_epoch(advance)
                 self._choose(split, chooser)
-        self._save()
+        self.kept.save()
         return self._final()
 
     def _train_epoch(self, advance: Advance) -> None:
@@ -192,7 +187,8 @@ class Trainer:
         if wanted >= _LOG:
             self._log_training()
         if wanted >= _SAVE:
-            self._save()
+            self._due.done()
+            self.kept.save()
         if wanted == _STOP:
             raise self._stopped()
 
@@ -218,53 +214,19 @@ class Trainer:
         if chooser is not None:
             found = self._evaluate(chooser)
             if found is None:
-                self._save()
+                self.kept.save()
                 raise self._stopped()
         state.evaluated += 1
         if found is not None:
             self._log_evaluation("eval", str(split), found)
-            if (found.top1, -found.nll) <= (state.best_top1, -state.best_nll):
-                return
-            state.best_top1, state.best_nll = found.top1, found.nll
-        if self.world.leads and (found or state.evaluated == self.recipe.epochs):
-            network = self.stepper.evaluated().state_dict()
-            progress = {"step": state.step, "epoch": state.evaluated}
-            checkpoint.save(self.run.best, {"model": network, "progress": progress})
+        if found or state.evaluated == self.recipe.epochs:
+            self.kept.keep_if_best(found)
 
     def _evaluate(self, split: Feed) -> Metrics | None:
         """None if a stop was asked for meanwhile."""
         with self.stepper.autocast():
             network = self.stepper.evaluated()
             return evaluate(network, split, self.normaliser, self.world, self.stop)
-
-    def _save(self) -> None:
-        self._due.done()
-        if self.world.leads:
-            state = self.stepper.state()
-            record = {"shard": self.k, "threads": torch.get_num_threads()}
-            record |= {"processes": self.world.size, "deterministic": self.execution.deterministic}
-            content = {**state, "progress": asdict(self.progress), **record}
-            checkpoint.save_keeping(self.run.last, self.run.previous, content)
-
-    def _resume(self) -> None:
-        content = checkpoint.load_newest(self.run.last, self.run.previous, self.world.device)
-        if content is None:
-            return
-        try:
-            self.stepper.load_state(content)
-            self.progress = Progress(**content["progress"])
-            threads, processes = int(content["threads"]), int(content["processes"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise DamagedError(
-                f"{self.run.last} does not fit this run: {str(error).splitlines()[0]}"
-            ) from error
-        log.info("%s: resuming after step %d of %d", self.run.path, self.progress.step, self.steps)
-        if processes != self.world.size:
-            log.info("it ran in %d processes, now in %d: sums are rounded otherwise", processes,
-                     self.world.size)  # fmt: skip
-        if threads != torch.get_num_threads():
-            log.info("set to %d threads as before, for the same rounding", threads)
-            torch.set_num_threads(threads)
 
     def _open_log(self) -> Logbook:
         return Logbook(
@@ -316,9 +278,7 @@ class Trainer:
     def _final(self) -> dict[str, Any]:
         """Evaluate best.pt on every split but train, and write result.json."""
         self.world.wait()
-        network = self.stepper.evaluated()
-        network.load_state_dict(checkpoint.load(self.run.best, self.world.device)["model"])
-        state = self.progress
+        network, state = self.kept.best(), self.progress
         result: dict[str, Any] = {
             "shard": self.k,
             "epochs": state.evaluated,
