@@ -88,10 +88,10 @@ def noise_images(root: Path, side: int, samples: int, classes: int = 10) -> Path
     return root
 
 
-def noise_shards(root: Path, splits: int, plane: int, samples: int) -> Prepared:
+def noise_shards(root: Path, splits: int, plane: int, samples: int, classes: int = 10) -> Prepared:
     """Shards of `plane`×`plane` px of smoothed noise, prepared below `root`."""
     side = math.isqrt(splits) * plane
-    source = noise_images(root / "images", side, samples)
+    source = noise_images(root / "images", side, samples, classes)
     prep = preparation("noise", splits, size=side, calib=0.0)
     workers = len(os.sched_getaffinity(0))
     directory, manifest = prepare_quietly(prep, source, root, workers)
