@@ -1,12 +1,12 @@
 """`prepare` sub36 against FFCV's own writer, which writes one file of whole images.
 
-    python benchmarks/against_ffcv.py SOURCE [--copies 30] [--runs 3]
+    python benchmarks/against_ffcv.py SOURCE [--copies 30] [--runs 3] [--decoder ours|torchvision]
 
-Both decode the images of SOURCE, linked COPIES times, and squash them to 336 px with the same
-function, by two processes. `prepare` writes 36 zstd shards, FFCV's DatasetWriter one file of
-JPEG images of quality 90, not split. Images/s of
-`prepare` count its whole run (start of its processes, syncs); FFCV's count no imports, and it
-syncs nothing.
+Both decode the images of SOURCE, linked COPIES times, and squash them to 336 px, by two
+processes: with the same function, `ours`, or FFCV's as its users write it, with torchvision's
+ImageFolder and Resize (here too on pillow-simd). `prepare` writes 36 zstd shards, FFCV's
+DatasetWriter one file of JPEG images of quality 90, not split. Images/s of `prepare` count its
+whole run (start of its processes, syncs); FFCV's count no imports, and it syncs nothing.
 """
 
 import argparse
@@ -17,10 +17,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import images, linked, prepare_quietly, report, settled_seconds
 from numpy.typing import NDArray
+from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import Resize
 
 from pipeline.beton import BetonReader
 from pipeline.imaging import load
@@ -44,27 +48,33 @@ class Images:
         return load(path.read_bytes(), self.prep)[0], int(path.parent.name.split("_")[1])
 
 
+def folder(source: Path) -> Dataset[tuple[Any, int]]:
+    """The same, as FFCV's users give it to its writer."""
+    return ImageFolder(str(source), Resize((SIZE, SIZE)))
+
+
 def options() -> Preparation:
     """sub36 of 336 px, all else by default."""
     return preparation("photos", SPLITS, size=SIZE)
 
 
-def ffcv_writes(source: Path, target: Path) -> None:
+def ffcv_writes(source: Path, target: Path, decoder: str) -> None:
     """In a process of its own: print the seconds that FFCV's writer takes."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    data = Images(images(source), options())
+    data = Images(images(source), options()) if decoder == "ours" else folder(source)
     fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=90), "label": IntField()}
     writer = DatasetWriter(str(target), fields, num_workers=WORKERS)
     print(settled_seconds(lambda: writer.from_indexed_dataset(data)))
 
 
-def ffcv(source: Path) -> tuple[float, int, int]:
+def ffcv(source: Path, decoder: str) -> tuple[float, int, int]:
     """Seconds, bytes of the file, and those of its images: it is padded to whole 8 MiB pages."""
     with tempfile.TemporaryDirectory() as out:
         target = Path(out) / "images.beton"
-        command = [sys.executable, __file__, str(source), "--ffcv-writes", str(target)]
+        command = [sys.executable, __file__, str(source), "--decoder", decoder]
+        command += ["--ffcv-writes", str(target)]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
@@ -93,17 +103,19 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--copies", type=int, default=30)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--decoder", choices=["ours", "torchvision"], default="ours")
     parser.add_argument("--ffcv-writes", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ffcv_writes:
-        ffcv_writes(args.source, args.ffcv_writes)
+        ffcv_writes(args.source, args.ffcv_writes, args.decoder)
         return
     with linked(args.source, args.copies) as source:
         count = len(images(source))
-        pairs = [(ours(source), ffcv(source)) for _ in range(args.runs)]
+        pairs = [(ours(source), ffcv(source, args.decoder)) for _ in range(args.runs)]
     (_, our_bytes), (_, file_bytes, jpeg_bytes) = pairs[0]
     report(
         "against_ffcv", images=count, runs=args.runs, splits=SPLITS, px=SIZE, workers=WORKERS,
+        ffcv_decoder=args.decoder,
         images_per_s=round(statistics.median(count / mine for (mine, _), _ in pairs)),
         ffcv_images_per_s=round(statistics.median(count / theirs for _, (theirs, *_) in pairs)),
         ratio=round(statistics.median(theirs / mine for (mine, _), (theirs, *_) in pairs), 3),

@@ -125,7 +125,7 @@ def resume(folder: Path) -> dict[str, Any]:
 
 
 def jobs(folder: Path) -> dict[str, Any]:
-    """Wall seconds for four shards of 10,000 planes, 10 epochs each, with the start of processes."""
+    """Wall seconds for four shards of 10,000 planes, 10 epochs each, start of processes and all."""
     data = noise_shards(folder, 4, 32, 10_000)
     found: dict[str, Any] = {}
     for count in (1, 4):
