@@ -351,6 +351,47 @@ def ensemble(
 
 
 @main.command()
+@click.argument("words", nargs=-1)
+@_runs_option
+@json_option
+def runs(words: tuple[str, ...], runs: Path | None, as_json: bool) -> None:
+    """List runs: how far each is, how good, and whether it runs.
+
+    WORDS choose: those whose folders, shard or state hold all of them.
+
+    Example: spectral runs cifar10 failed
+    """
+    from trainer.runs import list_runs, table
+    from trainer.selection import runs_root
+
+    root = runs_root(runs)
+    found = list_runs(root, words)
+    click.echo(
+        json.dumps([run.row() for run in found], indent=1) if as_json else table(found, root)
+    )
+
+
+@main.command()
+@click.argument("paths", metavar="RUN…", type=PATH, nargs=-1, required=True)
+@click.option(
+    "--png", type=PATH, default=Path("plot.png"), show_default=True, help="Write it there."
+)
+def plot(paths: tuple[Path, ...], png: Path) -> None:
+    """Draw loss, learning rate and accuracy of runs over their steps.
+
+    RUN is a run's directory, or a folder above several.
+
+    Example: spectral plot runs/cifar10/sub4 --png loss.png
+    """
+    from trainer.plot import draw
+
+    if png.suffix.lower() != ".png":
+        raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
+    count = draw(paths, png)
+    click.echo(f"wrote {png} ({count} run{'s' * (count > 1)})", err=True)
+
+
+@main.command()
 @click.argument("images", type=PATH, nargs=-1, required=True)
 @click.option("--dataset", help="Choose among trained classifiers by data set.")
 @_recipe_option

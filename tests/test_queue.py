@@ -336,13 +336,26 @@ def test_a_stopped_queue_leaves_no_process_and_says_so_by_its_status(
     """SIGTERM to the parent alone, as from a batch system."""
     queue = start("-m", "cli", "train", "--data", data / SUB4, "--runs", tmp_path, *FAST,
                   "--set", "epochs=5000", "--shard", "0-1")  # fmt: skip
-    await_(lambda: queue.poll() is not None or list(tmp_path.rglob("last.pt")))
+    await_(lambda: queue.poll() is not None or list(tmp_path.rglob("log.jsonl")))
     queue.send_signal(signal.SIGTERM)
     _, error = queue.communicate(timeout=60)
     assert queue.returncode == 75, error
     assert "Error: stopped before shards 0, 1 were finished" in error
     assert gone(queue.pid)
     assert not list(tmp_path.rglob("shard_01"))
+    (said,) = tmp_path.rglob("stderr.log")
+    assert said.read_text().endswith("--- stopped\n")
+    assert (said.parent / "last.pt").exists()
+
+
+def test_a_first_shard_that_nothing_will_finish_is_refused_at_once(
+    data: Path, tmp_path: Path
+) -> None:
+    done = spectral_here("train", "--data", data / SUB4, "--runs", tmp_path, *FAST,
+                         "--shard", "0-1", "--init-shard", 3)  # fmt: skip
+    assert done.returncode == 1
+    assert "--init-shard 3" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_live_table_shows_what_matters_where_not_all_fits(tmp_path: Path) -> None:
