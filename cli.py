@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.console import PATH, Echo, Group, apply, json_option, progress_display
+from pipeline.console import (
+    PATH,
+    Echo,
+    Group,
+    apply,
+    arguments,
+    json_option,
+    progress_display,
+)
 
 _data_options = apply(
     click.option(
@@ -27,6 +35,7 @@ _data_options = apply(
 _runs_option = click.option(
     "--runs", type=PATH, help="Where runs live [default: $SPECTRAL_RUNS, else ./runs]."
 )
+_QUEUE_OPTIONS = {"shards", "gpus", "jobs_per_gpu", "jobs"}  # not for the jobs of a queue
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
 
@@ -248,6 +257,17 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 @click.option("--deterministic", is_flag=True, help="The same bits each time on a GPU too; slower.")
 @click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile.")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
+@click.option("--gpus", type=click.IntRange(min=1), help="GPUs for each shard [default: 1].")
+@click.option(
+    "--jobs-per-gpu",
+    type=click.IntRange(min=1),
+    help="Shards at a time on each GPU; they share its memory [default: 1].",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    help="Without a GPU: shards at a time; they share the cores [default: 1].",
+)
 @_runs_option
 def train(
     shards: str,
@@ -263,18 +283,25 @@ def train(
     deterministic: bool,
     compile_network: bool,
     tensorboard: bool,
+    gpus: int | None,
+    jobs_per_gpu: int | None,
+    jobs: int | None,
     **wanted: Any,
 ) -> None:
     """Train one ordinary network per shard.
 
-    A finished run is left as it is. An unfinished one goes on from its last checkpoint; SIGTERM
-    and SIGUSR1 make it write one and end with status 75.
+    Several shards run in processes of their own, one on each GPU at a time; those that fail are
+    named at the end. A finished run is left as it is. An unfinished one goes on from its last
+    checkpoint; SIGTERM and SIGUSR1 make it write one and end with status 75.
 
     Example: spectral train --shard 0-3 --dataset cifar10 --splits 4 --set epochs=10
     """
+    import os
+
     from trainer.execution import Execution, Interval
-    from trainer.jobs import select_runs, train_shard
+    from trainer.jobs import queue_shards, select_runs, slots_here, train_shard
     from trainer.selection import parse_shards, runs_root, select
+    from trainer.slots import Wanted
 
     prepared = select(data, **wanted)
     numbers = parse_shards(shards, prepared.manifest.preparation.splits)
@@ -286,9 +313,15 @@ def train(
         tensorboard=tensorboard,
     )
     group = select_runs(prepared, recipe, settings, name, runs_root(runs), init, init_shard)
-    for k in numbers:
-        if line := train_shard(group, k, execution, progress_display(False)):
+    parallel = Wanted(gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs)
+    if parallel.needs_queue(len(numbers), os.environ):
+        same = arguments(click.get_current_context(), without=frozenset(_QUEUE_OPTIONS))
+        for line in queue_shards(group, numbers, parallel, same):
             click.echo(line)
+        return
+    slots_here(parallel, 1)  # refuses options that make no sense on this machine
+    if line := train_shard(group, numbers[0], execution, progress_display(False)):
+        click.echo(line)
 
 
 @main.command()
@@ -315,6 +348,47 @@ def ensemble(
     base = runs_root(runs) / prepared.described
     result = run(prepared, select_group(base, recipe), pick_device(), progress_display(as_json))
     click.echo(json.dumps(result, indent=1) if as_json else table(result))
+
+
+@main.command()
+@click.argument("words", nargs=-1)
+@_runs_option
+@json_option
+def runs(words: tuple[str, ...], runs: Path | None, as_json: bool) -> None:
+    """List runs: how far each is, how good, and whether it runs.
+
+    WORDS choose: those whose folders, shard or state hold all of them.
+
+    Example: spectral runs cifar10 failed
+    """
+    from trainer.runs import list_runs, table
+    from trainer.selection import runs_root
+
+    root = runs_root(runs)
+    found = list_runs(root, words)
+    click.echo(
+        json.dumps([run.row() for run in found], indent=1) if as_json else table(found, root)
+    )
+
+
+@main.command()
+@click.argument("paths", metavar="RUN…", type=PATH, nargs=-1, required=True)
+@click.option(
+    "--png", type=PATH, default=Path("plot.png"), show_default=True, help="Write it there."
+)
+def plot(paths: tuple[Path, ...], png: Path) -> None:
+    """Draw loss, learning rate and accuracy of runs over their steps.
+
+    RUN is a run's directory, or a folder above several.
+
+    Example: spectral plot runs/cifar10/sub4 --png loss.png
+    """
+    from trainer.plot import draw
+
+    if png.suffix.lower() != ".png":
+        raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
+    count = draw(paths, png)
+    click.echo(f"wrote {png} ({count} run{'s' * (count > 1)})", err=True)
 
 
 @main.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pipeline.errors import SpectralError, describe
 
@@ -50,6 +51,21 @@ def apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command
         return command
 
     return decorate
+
+
+def arguments(ctx: click.Context, *, without: frozenset[str]) -> list[str]:
+    """The command line that `ctx` was made from, but for the options `without`, by their names in
+    Python; for a process that is to do a part of the same.
+    """
+    words = [*arguments(ctx.parent, without=without), ctx.command.name or ""] if ctx.parent else []
+    for option in ctx.command.params:
+        name = option.name or ""
+        said = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if said and name not in without and isinstance(option, click.Option):
+            value, flag = ctx.params[name], max(option.opts, key=len)
+            values = value if option.multiple else [value]
+            words += [flag] if option.is_flag else [f"{flag}={one}" for one in values]
+    return words
 
 
 class NonEmptyPath(click.Path):

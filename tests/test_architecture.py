@@ -53,7 +53,9 @@ def test_every_module_says_what_it_is_for() -> None:
             assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
-@pytest.mark.parametrize("command", ["", "prepare", "train", "ensemble", "predict", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "prepare", "train", "runs", "plot", "ensemble", "predict", "demo"]
+)
 def test_help_loads_nothing_heavy(command: str) -> None:
     """`--help` answers at once: no torch, ffcv or numba is loaded for it."""
     code = (

@@ -1,6 +1,9 @@
 """A prepared data set and shard numbers in; trained networks out, one line said of each."""
 
 import logging
+import os
+import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +14,15 @@ from pipeline.errors import ConfigError
 from trainer.device import make_deterministic, pick_device
 from trainer.execution import Execution
 from trainer.loader import check_samples
+from trainer.queue import Entry, Job, Queue
 from trainer.recipe import Recipe, resolve
+from trainer.report import figures
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
+from trainer.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.stop import stop_requests
 from trainer.train import ProgressBar, Trainer
+from trainer.watch import watch
 from trainer.world import joined
 
 log = logging.getLogger(__name__)
@@ -84,7 +91,7 @@ def train_shard(group: Group, k: int, execution: Execution, progress_bar: Progre
     run, data, recipe = RunDir.of(group.path, k), group.data, group.recipe
     data.manifest.check_shard(k)
     if result := run.finished(recipe, data.manifest):
-        return f"{run.path}: already finished, {_figures(result)}"
+        return f"{run.path}: already finished, {figures(result)}"
     for split in data.manifest.counts:
         if data.manifest.written(split):  # found out now, not after all epochs
             check_samples(data.shard_path(split, k), data.manifest.written(split))
@@ -101,17 +108,35 @@ def train_shard(group: Group, k: int, execution: Execution, progress_bar: Progre
             world.wait()
             trainer = Trainer(data, k, recipe, run, world, stop, execution, weights)
             result = trainer.train(progress_bar)
-    return f"{run.path}: {_figures(result)}" if world.leads else ""
+    return f"{run.path}: {figures(result)}" if world.leads else ""
+
+
+def queue_shards(
+    group: Group, shards: list[int], wanted: Wanted, arguments: list[str]
+) -> Iterator[str]:
+    """Train shards in processes of their own, as many at a time as there are slots; finished ones
+    are only reported. arguments: the command line of `train` but for --shard.
+    """
+    jobs = []
+    for k in shards:
+        run = RunDir.of(group.path, k)
+        if result := run.finished(group.recipe, group.data.manifest):
+            yield f"{run.path}: already finished, {figures(result)}"
+            continue
+        if group.init_shard not in shards:
+            group.weights(k)  # refused now, rather than by every job
+        command = (sys.executable, "-P", "-m", "cli", *arguments, "--shard", str(k))
+        after = None if k == group.init_shard else group.init_shard
+        jobs.append(Entry(Job(shard=k, directory=run.path, command=command, after=after)))
+    slots = slots_here(wanted, max(1, len(jobs)))
+    if jobs:
+        Queue(jobs, slots, watch(jobs)).run()
+
+
+def slots_here(wanted: Wanted, jobs: int) -> list[Slot]:
+    """Where `jobs` of them run on this machine; ConfigError for what it does not have."""
+    return make_slots(wanted, visible_devices(), len(os.sched_getaffinity(0)), jobs)
 
 
 def _silent(name: str, total: int, unit: str) -> Any:
     return nullcontext(lambda count, note: None)
-
-
-def _figures(result: dict[str, Any]) -> str:
-    found = [
-        f"{split} {result[split]['top1']:.2%}"
-        for split in ("calib", "val", "test")
-        if split in result
-    ]
-    return ", ".join([f"{result['epochs']} epochs in {result['train_seconds']:.0f} s", *found])

@@ -1,6 +1,36 @@
-"""The result of an ensemble in, a table for people out."""
+"""The result of a run or an ensemble in, text for people out."""
 
 from typing import Any
+
+
+def figures(result: dict[str, Any]) -> str:
+    """What came out of one run, in one line."""
+    found = [
+        f"{split} {result[split]['top1']:.2%}"
+        for split in ("calib", "val", "test")
+        if split in result
+    ]
+    return ", ".join([f"{result['epochs']} epochs in {result['train_seconds']:.0f} s", *found])
+
+
+def of_total(value: float | None, total: float | None) -> str:
+    """`1.5/40`; `–` where the value is not known."""
+    if value is None:
+        return "–"
+    number = f"{value:.1f}".removesuffix(".0")
+    return f"{number}/{total:.0f}" if total else number
+
+
+def duration(seconds: float | None) -> str:
+    """`2 d 4 h`, `3 h 20 min`, `4 min`, `12 s`; `–` where it is not known."""
+    if seconds is None:
+        return "–"
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
+    if days >= 1:
+        return f"{int(days)} d {int(hours % 24)} h"
+    if hours >= 1:
+        return f"{int(hours)} h {int(minutes % 60)} min"
+    return f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
 
 
 def table(result: dict[str, Any]) -> str:
