@@ -12,29 +12,14 @@ from pipeline.console import (
     PATH,
     Echo,
     Group,
-    apply,
     arguments,
+    data_options,
+    execution_options,
     json_option,
     progress_display,
+    runs_option,
 )
 
-_data_options = apply(
-    click.option(
-        "--data",
-        type=PATH,
-        help="A prepared directory, or a folder that holds some "
-        "[default: $SPECTRAL_DATA, else ./data].",
-    ),
-    click.option("--dataset", help="Choose among prepared data sets by name."),
-    click.option("--splits", type=int, help="Choose by number of shards."),
-    click.option("--size", type=int, help="Choose by image size in px."),
-    click.option("--transform", help="Choose by transform."),
-    click.option("--layout", help="Choose by layout."),
-    click.option("--codec", help="Choose by codec."),
-)
-_runs_option = click.option(
-    "--runs", type=PATH, help="Where runs live [default: $SPECTRAL_RUNS, else ./runs]."
-)
 _QUEUE_OPTIONS = {"shards", "gpus", "jobs_per_gpu", "jobs"}  # not for the jobs of a queue
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
@@ -230,7 +215,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 
 @main.command()
 @click.option("--shard", "shards", required=True, help="7, 0-3, 3,5 or all.")
-@_data_options
+@data_options
 @click.option("--recipe", help="A recipe's name or file [default: the data set's].")
 @click.option(
     "--set",
@@ -244,31 +229,8 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
     "--init", type=PATH, help="Start from these weights: our, torchvision's or timm's file."
 )
 @click.option("--init-shard", type=int, help="Start from the best weights of this shard.")
-@click.option(
-    "--feed",
-    type=click.Choice(["auto", "stream", "resident"]),
-    default="auto",
-    show_default=True,
-    help="Read the shard as it is needed, or hold it decoded in memory.",
-)
-@click.option(
-    "--save-every", default="5m", show_default=True, help="Time (30s, 5m) or steps (500)."
-)
-@click.option("--deterministic", is_flag=True, help="The same bits each time on a GPU too; slower.")
-@click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too.")
-@click.option("--gpus", type=click.IntRange(min=1), help="GPUs for each shard [default: 1].")
-@click.option(
-    "--jobs-per-gpu",
-    type=click.IntRange(min=1),
-    help="Shards at a time on each GPU; they share its memory [default: 1].",
-)
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    help="Without a GPU: shards at a time; they share the cores [default: 1].",
-)
-@_runs_option
+@execution_options
+@runs_option
 def train(
     shards: str,
     data: Path | None,
@@ -325,9 +287,9 @@ def train(
 
 
 @main.command()
-@_data_options
+@data_options
 @_recipe_option
-@_runs_option
+@runs_option
 @json_option
 def ensemble(
     data: Path | None, recipe: str | None, runs: Path | None, as_json: bool, **wanted: Any
@@ -352,7 +314,7 @@ def ensemble(
 
 @main.command()
 @click.argument("words", nargs=-1)
-@_runs_option
+@runs_option
 @json_option
 def runs(words: tuple[str, ...], runs: Path | None, as_json: bool) -> None:
     """List runs: how far each is, how good, and whether it runs.
@@ -395,7 +357,7 @@ def plot(paths: tuple[Path, ...], png: Path) -> None:
 @click.argument("images", type=PATH, nargs=-1, required=True)
 @click.option("--dataset", help="Choose among trained classifiers by data set.")
 @_recipe_option
-@_runs_option
+@runs_option
 @click.option(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print."
 )

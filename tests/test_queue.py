@@ -120,6 +120,7 @@ def test_environments_pin_devices_and_say_what_torchrun_says() -> None:
         "CUDA_VISIBLE_DEVICES": "GPU-8f",
         "SPECTRAL_JOBS_PER_DEVICE": "3",
         "OMP_NUM_THREADS": "2",
+        "NUMBA_NUM_THREADS": "2",
     }
     (kept,) = environments(Slot(threads=2), {"OMP_NUM_THREADS": "7"}, 0)
     assert kept["OMP_NUM_THREADS"] == "7"

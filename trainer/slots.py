@@ -95,7 +95,9 @@ def _on_cpu(wanted: Wanted, cores: int, jobs: int) -> list[Slot]:
 
 def environments(slot: Slot, base: Mapping[str, str], port: int) -> list[dict[str, str]]:
     """One environment for each process of a job. port: where its processes meet."""
-    common = {"OMP_NUM_THREADS": str(slot.threads), **base, SHARING: str(slot.sharing)}
+    threads = str(slot.threads)  # of torch, and of the loader
+    common = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, **base}
+    common[SHARING] = str(slot.sharing)
     if slot.devices:
         common["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)
     if slot.processes == 1:
