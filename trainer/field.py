@@ -7,7 +7,7 @@ yields (B, channels, h, w) int8 for "image". See docs/format.md.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numba
 import numpy as np
@@ -20,10 +20,6 @@ from pipeline.beton import PLANE, PLANE_ARGUMENTS
 from pipeline.zstd import library
 
 OK, CORRUPT, WRONG_SIZE = 0, 1, 2
-STATUS_TEXT = {
-    CORRUPT: "its zstd frame is damaged",
-    WRONG_SIZE: "its zstd frame holds a plane of another size",
-}
 
 _zstd = library()
 _create, _free = _zstd.ZSTD_createDCtx, _zstd.ZSTD_freeDCtx
@@ -61,6 +57,11 @@ class PlaneDecoder(Operation):  # type: ignore[misc]
     """Decodes zstd frames. Each sample's status lies beside it in the batch's memory,
     (B,) int32: `OK`, `CORRUPT` or `WRONG_SIZE`; whoever iterates has to look at it.
     """
+
+    status_text: ClassVar = {
+        CORRUPT: "its zstd frame is damaged",
+        WRONG_SIZE: "its zstd frame holds a plane of another size",
+    }
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
         """Shape and memory of a batch, for FFCV's graph."""
