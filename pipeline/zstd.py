@@ -1,4 +1,4 @@
-"""libzstd for compiled code: contexts, the version, and a symbol that kernels call.
+"""libzstd for compiled code: contexts, the version, symbols and functions that kernels call.
 
 The library is the one inside the zstandard package, which the lock file pins: frames are
 the same wherever the same requirements are installed. Without it (other builds of that
@@ -9,6 +9,7 @@ import ctypes
 import weakref
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import llvmlite.binding
 import zstandard
@@ -31,34 +32,45 @@ _PARAMETERS = {
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The loaded library, with the types of all that is called of it."""
     pinned = sorted(Path(zstandard.__file__).parent.glob("_cffi*.so"))
     for name in (*map(str, pinned), "libzstd.so.1"):
         try:
-            library = ctypes.CDLL(name)
+            found = ctypes.CDLL(name)
             functions = {
-                COMPRESS: library.ZSTD_compress2,
-                COMPRESS_SEQUENCES: library.ZSTD_compressSequences,
+                COMPRESS: found.ZSTD_compress2,
+                COMPRESS_SEQUENCES: found.ZSTD_compressSequences,
             }
         except (OSError, AttributeError):
             continue
-        library.ZSTD_createCCtx.restype = ctypes.c_void_p
-        library.ZSTD_createCCtx.argtypes = []
-        library.ZSTD_freeCCtx.argtypes = [ctypes.c_void_p]
-        library.ZSTD_CCtx_setParameter.restype = ctypes.c_size_t
-        library.ZSTD_CCtx_setParameter.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-        library.ZSTD_versionString.restype = ctypes.c_char_p
-        library.ZSTD_versionString.argtypes = []
+        _declare(found)
         for symbol, function in functions.items():
             address = ctypes.cast(function, ctypes.c_void_p).value
             llvmlite.binding.add_symbol(symbol, address)
-        return library
+        return found
     raise ConfigError("no libzstd with ZSTD_compressSequences: install Debian's libzstd1")
+
+
+def _declare(found: ctypes.CDLL) -> None:
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "ZSTD_createCCtx": (pointer, []),
+        "ZSTD_freeCCtx": (size, [pointer]),
+        "ZSTD_CCtx_setParameter": (size, [pointer, ctypes.c_int, ctypes.c_int]),
+        "ZSTD_createDCtx": (pointer, []),
+        "ZSTD_freeDCtx": (size, [pointer]),
+        "ZSTD_decompressDCtx": (size, [pointer, pointer, size, pointer, size]),
+        "ZSTD_versionString": (ctypes.c_char_p, []),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
 
 
 def zstd_version() -> str:
     """Version of the library that compresses."""
-    version: bytes = _library().ZSTD_versionString()
+    version: bytes = library().ZSTD_versionString()
     return version.decode("ascii")
 
 
@@ -66,11 +78,11 @@ class CompressionContext:
     """A ZSTD_CCtx for the frames of `pipeline.kernels.frames`; one per thread."""
 
     def __init__(self) -> None:
-        library = _library()
-        self.address: int = library.ZSTD_createCCtx() or 0
+        zstd = library()
+        self.address: int = zstd.ZSTD_createCCtx() or 0
         if not self.address:
             raise MemoryError
-        weakref.finalize(self, library.ZSTD_freeCCtx, self.address)
+        weakref.finalize(self, zstd.ZSTD_freeCCtx, self.address)
         for parameter, value in _PARAMETERS.items():
-            if library.ZSTD_CCtx_setParameter(self.address, parameter, value) > 2**32:
+            if zstd.ZSTD_CCtx_setParameter(self.address, parameter, value) > 2**32:
                 raise ConfigError(f"libzstd {zstd_version()} is too old: 1.5.4 is needed")

@@ -10,9 +10,9 @@ import pytest
 
 from tests.conftest import ROOT
 
-# What the trainer may know of the offline stage: what describes data on disk, and `imaging`,
-# which turns an image into its planes.
-SHARED = {"beton", "catalogue", "errors", "imaging", "manifest", "options", "transforms"}
+# What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
+# turns an image into its planes, and `zstd`, the one library for frames.
+SHARED = {"beton", "catalogue", "errors", "imaging", "manifest", "options", "transforms", "zstd"}
 HEAVY = {"torch", "ffcv", "numba", "torchvision"}
 
 

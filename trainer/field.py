@@ -5,11 +5,9 @@
 yields (B, channels, h, w) int8 for "image". See docs/format.md.
 """
 
-import ctypes
-import ctypes.util
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numba
 import numpy as np
@@ -19,39 +17,14 @@ from ffcv.pipeline.operation import Operation
 from ffcv.pipeline.state import State
 
 from pipeline.beton import PLANE, PLANE_ARGUMENTS
-from pipeline.errors import ConfigError
+from pipeline.zstd import library
 
 OK, CORRUPT, WRONG_SIZE = 0, 1, 2
-STATUS_TEXT = {
-    CORRUPT: "its zstd frame is damaged",
-    WRONG_SIZE: "its zstd frame holds a plane of another size",
-}
 
-
-def _libzstd() -> ctypes.CDLL:
-    name = ctypes.util.find_library("zstd") or "libzstd.so.1"
-    try:
-        library = ctypes.CDLL(name)
-    except OSError as error:
-        raise ConfigError(f"cannot load {name}: install Debian's libzstd1") from error
-    library.ZSTD_createDCtx.restype = ctypes.c_void_p
-    library.ZSTD_createDCtx.argtypes = []
-    library.ZSTD_freeDCtx.restype = ctypes.c_size_t
-    library.ZSTD_freeDCtx.argtypes = [ctypes.c_void_p]
-    library.ZSTD_decompressDCtx.restype = ctypes.c_size_t
-    library.ZSTD_decompressDCtx.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-    ]
-    return library
-
-
-_LIBRARY = _libzstd()
-_create, _free = _LIBRARY.ZSTD_createDCtx, _LIBRARY.ZSTD_freeDCtx
-_decompress = _LIBRARY.ZSTD_decompressDCtx
+_zstd = library()
+_create, _free = _zstd.ZSTD_createDCtx, _zstd.ZSTD_freeDCtx
+_decompress = _zstd.ZSTD_decompressDCtx
+_CHUNK = 8  # frames a thread takes at a time: frames differ, and one thread wakes late
 
 
 @numba.njit(parallel=True, nogil=True, error_model="numpy")
@@ -62,19 +35,20 @@ def _decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: A
     for thread in range(threads):
         contexts[thread] = _create()
     wanted = np.uint64(planes[0].size)
-    for i in numba.prange(len(indices)):
-        row = metadata[indices[i]]
-        frame = file[row["ptr"] : row["ptr"] + np.uint64(row["size"])]
-        context = contexts[numba.get_thread_id()]  # type: ignore[attr-defined]
-        size = np.uint64(
-            _decompress(context, planes[i].ctypes.data, wanted, frame.ctypes.data, frame.size)
-        )
-        if size == wanted:
-            status[i] = 0
-        elif size > wanted or frame.size == 0:
-            status[i] = 1  # libzstd's error codes are the largest values of a size_t
-        else:
-            status[i] = 2
+    with numba.parallel_chunksize(_CHUNK):
+        for i in numba.prange(len(indices)):
+            row = metadata[indices[i]]
+            frame = file[row["ptr"] : row["ptr"] + np.uint64(row["size"])]
+            context = contexts[numba.get_thread_id()]  # type: ignore[attr-defined]
+            size = np.uint64(
+                _decompress(context, planes[i].ctypes.data, wanted, frame.ctypes.data, frame.size)
+            )
+            if size == wanted:
+                status[i] = OK
+            elif size > wanted or frame.size == 0:
+                status[i] = CORRUPT  # libzstd's error codes are the largest values of a size_t
+            else:
+                status[i] = WRONG_SIZE
     for thread in range(threads):
         _free(contexts[thread])
 
@@ -83,6 +57,11 @@ class PlaneDecoder(Operation):  # type: ignore[misc]
     """Decodes zstd frames. Each sample's status lies beside it in the batch's memory,
     (B,) int32: `OK`, `CORRUPT` or `WRONG_SIZE`; whoever iterates has to look at it.
     """
+
+    status_text: ClassVar = {
+        CORRUPT: "its zstd frame is damaged",
+        WRONG_SIZE: "its zstd frame holds a plane of another size",
+    }
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
         """Shape and memory of a batch, for FFCV's graph."""

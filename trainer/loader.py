@@ -15,11 +15,6 @@ import numpy as np
 import torch
 from ffcv.fields.basics import IntDecoder
 from ffcv.fields.ndarray import NDArrayDecoder
-from ffcv.fields.rgb_image import (
-    CenterCropRGBImageDecoder,
-    RandomResizedCropRGBImageDecoder,
-    SimpleRGBImageDecoder,
-)
 from ffcv.loader import Loader, OrderOption
 from ffcv.transforms import ToDevice, ToTensor
 from ffcv.traversal_order.base import TraversalOrder
@@ -28,7 +23,8 @@ from torch import Tensor
 
 from pipeline.beton import BetonReader
 from pipeline.errors import DamagedError
-from trainer.field import OK, STATUS_TEXT, PlaneDecoder, PlaneField
+from trainer.crops import CentreDecoder, RandomCropDecoder
+from trainer.field import OK, PlaneDecoder, PlaneField
 from trainer.selection import Prepared
 
 _POLL = 0.5  # seconds between looks at whether the loader's thread lives
@@ -91,6 +87,11 @@ class ShardLoader:
         self._order = _Given(self._loader)
         self._loader.traversal_order = self._order
 
+    def draw(self, seed: int, epoch: int) -> None:
+        """Which random crops follow, of a loader that makes them; between two passes."""
+        if isinstance(self._decoder, RandomCropDecoder):
+            self._decoder.draw(seed, epoch)
+
     def batches(self, order: NDArray[np.int64]) -> Iterator[Batch]:
         """The samples of `order`, in batches; the last one may be partial. Close the iterator,
         or use it up, before the next one.
@@ -112,12 +113,8 @@ class ShardLoader:
             return PlaneDecoder()
         if prep.channels == 1 and prep.codec == "raw":
             return NDArrayDecoder()
-        if prep.resize != "shortest":
-            return SimpleRGBImageDecoder()
-        output = prep.input_shape[1:]
-        if random_crops:
-            return RandomResizedCropRGBImageDecoder(output)
-        return CenterCropRGBImageDecoder(output, output[0] / prep.size)
+        _, height, width = prep.input_shape
+        return (RandomCropDecoder if random_crops else CentreDecoder)((height, width))
 
     def _to_device(self) -> list[Any]:
         return [ToDevice(self.device)] if self.device.type == "cuda" else []
@@ -140,18 +137,18 @@ class ShardLoader:
                 )
 
     def _check(self, iterator: Any, slot: int, indices: NDArray[np.int64]) -> None:
-        """Raise for a sample of this batch whose frame did not decode."""
-        if self.prep.codec != "zstd":
+        """Raise for a sample of this batch that did not decode."""
+        if isinstance(self._decoder, NDArrayDecoder):  # FFCV's own keeps no status
             return
         (node,) = (
             n for n in self._loader.graph.nodes if getattr(n, "decoder", None) is self._decoder
         )
         status = iterator.memory_allocations["operation"][node.id][1][slot][: len(indices)]
         for position in np.flatnonzero(status != OK)[:1].tolist():
+            reason = self._decoder.status_text[int(status[position])]
             raise DamagedError(
-                f"{self.path}: sample {indices[position]} cannot be read: "
-                f"{STATUS_TEXT[int(status[position])]}; run `spectral verify`, then copy or "
-                "prepare the file again"
+                f"{self.path}: sample {indices[position]} cannot be read: {reason}; "
+                "run `spectral verify`, then copy or prepare the file again"
             )
 
     def _centred(self, values: Tensor) -> Tensor:

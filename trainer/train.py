@@ -152,6 +152,8 @@ class Trainer:
         self.stepper.network.train()
         epoch = self._epoch
         order = self.plan.order(epoch, self.progress.step % self.plan.steps)
+        if isinstance(self.feed, ShardLoader):
+            self.feed.draw(self.recipe.seed, epoch)
         with closing(self.feed.batches(order)) as batches:  # type: ignore[type-var]
             for values, labels in self.meter.waiting(batches):
                 self._step(values, labels, epoch)
