@@ -39,7 +39,7 @@ def test_settings_change_values_and_the_label() -> None:
         ("epochs=0", "epochs = 0: must be at least 1"),
         ("batch_size=1", "at least 2"),
         ("optimizer.lr=0", "must be positive"),
-        ("optimizer.name=lion", "sgd or adamw"),
+        ("optimizer.name=lion", "one of sgd, adam, adamw, lars, lamb"),
         ("optimizer.momentum=0", "false without momentum"),
         ("label_smoothing=1", r"in \[0, 1\)"),
         ("augment.shift=-1", "at least 0 px"),

@@ -11,7 +11,6 @@ from trainer import fuse, models
 from trainer.evaluate import metrics
 from trainer.feed import Plan
 from trainer.normalise import Normaliser
-from trainer.optim import lr_at
 from trainer.selection import parse_shards
 from trainer.world import World
 
@@ -57,16 +56,6 @@ def test_a_wrong_network_is_answered_with_the_valid_ones(
         models.build(name, classes=10, channels=3, size=32, **args)
     with pytest.raises(ConfigError, match="at least 8 px"):
         models.build("resnet18", classes=10, channels=3, size=4)
-
-
-def test_the_rate_warms_up_peaks_and_ends_where_it_should() -> None:
-    rates = [lr_at(s, steps=100, warmup=10, peak=0.4, final=0.01) for s in range(100)]
-    assert rates[10] == max(rates) == 0.4
-    assert rates[-1] == pytest.approx(0.01)
-    assert rates[:11] == sorted(rates[:11])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[0] > 0
-    assert lr_at(0, steps=1, warmup=0, peak=0.4, final=0.0) == 0.4
 
 
 def plan(batch_size: int, seed: int = 0, samples: int = 500, rank: int = 0, size: int = 1) -> Plan:

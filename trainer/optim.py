@@ -1,6 +1,6 @@
-"""A recipe in; the optimiser, and the learning rate of every step, out."""
+"""A recipe and a network in; torch's or timm's optimiser out. Its rate is set at every step."""
 
-import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,29 +9,58 @@ from trainer.recipe import Optimizer
 
 
 def build(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """Torch's SGD or AdamW over all parameters; the rate is set by `lr_at` at every step."""
-    if optimizer.name == "adamw":
-        return torch.optim.AdamW(
-            network.parameters(),
-            lr=optimizer.lr,
-            betas=(optimizer.beta1, optimizer.beta2),
-            weight_decay=optimizer.weight_decay,
-        )
+    """Over all parameters, in groups where weight decay is not for all of them."""
+    return _BUILDERS[optimizer.name](groups(network, optimizer), optimizer)
+
+
+def groups(network: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """One group; or those that decay, matrices and kernels, and those that do not: biases, and
+    scales and shifts of normalisation.
+    """
+    if optimizer.decay_all:
+        parameters = list(network.parameters())
+        return [{"params": parameters, "weight_decay": optimizer.weight_decay}]
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    return [
+        {"params": decayed, "weight_decay": optimizer.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _sgd(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        network.parameters(),
+        parameters,
         lr=optimizer.lr,
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov,
-        weight_decay=optimizer.weight_decay,
     )
 
 
-def lr_at(step: int, *, steps: int, warmup: float, peak: float, final: float) -> float:
-    """Learning rate of step 0 ≤ step < steps: linear to `peak` over `warmup` steps, then a
-    cosine that reaches `final` at the last step (Loshchilov & Hutter, SGDR, one cycle).
-    """
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    span = max(steps - 1 - warmup, 1)
-    progress = min((step - warmup) / span, 1.0)
-    return final + (peak - final) * (1 + math.cos(math.pi * progress)) / 2
+def _adam(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
+    kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
+    betas = (optimizer.beta1, optimizer.beta2)
+    return kind(parameters, lr=optimizer.lr, betas=betas, amsgrad=optimizer.amsgrad)
+
+
+def _lars(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
+    """With the local rate ‖w‖ / (‖g‖ + decay·‖w‖), without a trust coefficient, for all weights."""
+    from timm.optim import Lars  # type: ignore[attr-defined]
+
+    return Lars(
+        parameters,
+        lr=optimizer.lr,
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        trust_coeff=1.0,
+        always_adapt=True,
+    )
+
+
+def _lamb(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
+    from timm.optim import Lamb  # type: ignore[attr-defined]
+
+    return Lamb(parameters, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2))
+
+
+_BUILDERS = {"sgd": _sgd, "adam": _adam, "adamw": _adam, "lars": _lars, "lamb": _lamb}

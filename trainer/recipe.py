@@ -13,7 +13,11 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """`sgd` (momentum, nesterov) or `adamw` (beta1, beta2). `weight_decay` acts on all weights."""
+    """`sgd` (momentum, nesterov), `adam` and `adamw` (beta1, beta2, amsgrad), `lars` (momentum,
+    nesterov) or `lamb` (beta1, beta2). `weight_decay` acts on all weights, or with `decay_all`
+    false on those of convolutions and linear layers alone, not on biases and normalisation.
+    `clip_norm`: gradients are scaled down to this norm, 0: never.
+    """
 
     name: str = "sgd"
     lr: float = 0.1
@@ -21,33 +25,62 @@ class Optimizer:
     nesterov: bool = True
     beta1: float = 0.9
     beta2: float = 0.999
+    amsgrad: bool = False
     weight_decay: float = 5e-4
+    decay_all: bool = True
+    clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "sgd or adamw")
+        _one_of(self.name, "optimizer.name", ("sgd", "adam", "adamw", "lars", "lamb"))
         _require(self.lr > 0, "optimizer.lr", self.lr, "positive")
-        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "from 0 to below 1")
-        for key in ("beta1", "beta2"):
+        for key in ("momentum", "beta1", "beta2"):
             _require(
                 0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "in [0, 1)"
             )
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "at least 0")
+        for key in ("weight_decay", "clip_norm"):
+            _require(getattr(self, key) >= 0, f"optimizer.{key}", getattr(self, key), "at least 0")
         nesterov_alone = self.name == "sgd" and self.nesterov and not self.momentum
         _require(not nesterov_alone, "optimizer.nesterov", True, "false without momentum")
+        misplaced = self.amsgrad and self.name not in ("adam", "adamw")
+        _require(not misplaced, "optimizer.amsgrad", True, "false but for adam and adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up over `warmup_epochs`, then a cosine down to `final_lr` at the last step."""
+    """The learning rate over the steps: `cosine` down to `final_lr`, `sgdr` (cosines of
+    `period_epochs`, each `period_factor` times as long as the last), `multistep` (times `gamma`
+    at each of `milestones`, epochs), `step` (times `gamma` every `period_epochs`), `onecycle` or
+    `constant`; before it a linear warm-up over `warmup_epochs` or a `warmup_share` of all steps.
+    """
 
+    name: str = "cosine"
     warmup_epochs: float = 0.0
+    warmup_share: float = 0.0
     final_lr: float = 0.0
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.1
+    period_epochs: float = 30.0
+    period_factor: float = 2.0
 
     def __post_init__(self) -> None:
+        names = ("cosine", "sgdr", "multistep", "step", "onecycle", "constant")
+        _one_of(self.name, "schedule.name", names)
+        for key in ("warmup_epochs", "final_lr"):
+            _require(getattr(self, key) >= 0, f"schedule.{key}", getattr(self, key), "at least 0")
         _require(
-            self.warmup_epochs >= 0, "schedule.warmup_epochs", self.warmup_epochs, "at least 0"
+            0 <= self.warmup_share < 1, "schedule.warmup_share", self.warmup_share, "in [0, 1)"
         )
-        _require(self.final_lr >= 0, "schedule.final_lr", self.final_lr, "at least 0")
+        both = self.warmup_epochs and self.warmup_share
+        _require(not both, "schedule.warmup_share", self.warmup_share, "0 with warmup_epochs")
+        _require(0 < self.gamma <= 1, "schedule.gamma", self.gamma, "in (0, 1]")
+        _require(self.period_epochs > 0, "schedule.period_epochs", self.period_epochs, "positive")
+        _require(
+            self.period_factor >= 1, "schedule.period_factor", self.period_factor, "at least 1"
+        )
+        wanted = self.name != "multistep" or bool(self.milestones)
+        _require(wanted, "schedule.milestones", self.milestones, "given with multistep")
+        cycles = self.name != "onecycle" or not (self.warmup_epochs or self.warmup_share)
+        _require(cycles, "schedule.warmup", True, "0 with onecycle, which warms up itself")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +146,16 @@ class Recipe:
             0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
         )
         _require(self.micro_batch >= 0, "micro_batch", self.micro_batch, "at least 0")
-        known = self.precision in ("auto", "fp32", "bf16", "fp16")
-        _require(known, "precision", self.precision, "auto, fp32, bf16 or fp16")
+        _one_of(self.precision, "precision", ("auto", "fp32", "bf16", "fp16"))
         _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
 
     def toml(self) -> str:
         """All values, as a recipe file."""
         return tomli_w.dumps(asdict(self))
+
+
+def _one_of(value: str, key: str, known: tuple[str, ...]) -> None:
+    _require(value in known, key, value, f"one of {', '.join(known)}")
 
 
 def _require(holds: bool, key: str, value: object, wanted: str) -> None:
@@ -208,7 +244,9 @@ def _value(kind: Any, value: Any, key: str) -> Any:
         return _build(kind, value, f"{key}.")
     if kind is float and type(value) is int:
         return float(value)
-    wanted = dict if key == "model_args" else kind
+    if kind == list[float] and type(value) is list:
+        return [_value(float, entry, key) for entry in value]
+    wanted = getattr(kind, "__origin__", kind)
     if type(value) is not wanted:
         raise ConfigError(f"recipe: {key} = {value!r}: must be of type {wanted.__name__}")
     return value

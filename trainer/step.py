@@ -52,11 +52,12 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         total = self._gradients(inputs, targets, batch)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(
-            [p.grad for p in self.network.parameters() if p.grad is not None]
-        )
+        weights = [p for p in self.network.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
         finite = bool(torch.isfinite(norm))
         if finite:
+            if clip := self.recipe.optimizer.clip_norm:
+                nn.utils.clip_grads_with_norm_(weights, clip, norm)
             self.scaler.step(self.optimizer)
         else:
             _copy(self._before, self._statistics)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, SpectralError, StoppedError
-from trainer import optim, pretrained
+from trainer import pretrained
 from trainer.augment import Augmenter
 from trainer.device import seed_torch
 from trainer.evaluate import Metrics, evaluate
@@ -29,6 +29,7 @@ from trainer.network import build_network
 from trainer.normalise import Normaliser
 from trainer.recipe import Recipe
 from trainer.rundir import RunDir
+from trainer.schedule import lr_at
 from trainer.selection import Prepared, selection_split
 from trainer.step import Stepper
 from trainer.stop import StopRequest
@@ -201,14 +202,9 @@ class Trainer:
         )
 
     def _rate(self) -> float:
-        recipe = self.recipe
-        return optim.lr_at(
-            self.progress.step,
-            steps=self.steps,
-            warmup=recipe.schedule.warmup_epochs * self.plan.steps,
-            peak=recipe.optimizer.lr,
-            final=recipe.schedule.final_lr,
-        )
+        recipe, at = self.recipe, self.progress.step
+        peak, per_epoch = recipe.optimizer.lr, self.plan.steps
+        return lr_at(recipe.schedule, peak, at, steps=self.steps, per_epoch=per_epoch)
 
     def _choose(self, split: str | None, chooser: Feed | None) -> None:
         """Evaluate the epoch that has ended; keep its weights if they are the best."""
