@@ -6,22 +6,54 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from trainer.recipe import resolve, shipped
+from trainer.cookbook import names, resolve
 
 
-@pytest.mark.parametrize("name", sorted(shipped()))
+@pytest.mark.parametrize("name", names())
 def test_every_shipped_recipe_resolves_and_survives_its_own_toml(name: str, tmp_path: Path) -> None:
-    recipe, label = resolve(name)
-    assert label == name
-    path = tmp_path / f"{name}.toml"
-    path.write_text(recipe.toml())
-    assert resolve(str(path)) == (recipe, name)
+    """By its whole name and without its group."""
+    found = resolve(name)
+    assert found.label == name.split("/")[1]
+    assert resolve(found.label) == found
+    path = tmp_path / "copy.toml"
+    path.write_text(found.recipe.toml())
+    assert resolve(str(path)).recipe == found.recipe
+
+
+def test_files_extend_each_other_and_have_variants(tmp_path: Path) -> None:
+    """Each value is known by its origin; another network does not inherit arguments."""
+    (tmp_path / "_base.toml").write_text(
+        'model = "resnet18"\nepochs = 5\nbatch_size = 8\n[optimizer]\nlr = 0.3\n'
+        "[model_args]\nwidth = 4\n"
+    )
+    (tmp_path / "mine.toml").write_text(
+        'extends = "_base"\nepochs = 7\n[variants.long]\nepochs = 70\noptimizer.lr = 0.1\n'
+        '[variants.other]\nmodel = "resnet34"\n'
+    )
+    (tmp_path / "run@x").mkdir()
+    (tmp_path / "run@x" / "recipe.toml").write_text('model = "resnet18"\nepochs=1\nbatch_size=2')
+    assert resolve(str(tmp_path / "run@x" / "recipe.toml")).recipe.epochs == 1
+    mine = str(tmp_path / "mine.toml")
+    plain, long = resolve(mine), resolve(f"{mine}@long", ("batch_size=16",))
+    assert (plain.recipe.epochs, plain.recipe.optimizer.lr, plain.label) == (7, 0.3, "mine")
+    assert (long.recipe.epochs, long.recipe.optimizer.lr) == (70, 0.1)
+    assert long.label == "mine@long+batch_size=16"
+    assert long.origins["epochs"].endswith("mine.toml@long")
+    assert long.origins["model"].endswith("_base.toml")
+    assert long.origins["batch_size"] == "--set"
+    assert resolve(f"{mine}@other").recipe.model_args == {}
+    with pytest.raises(ConfigError, match="has no variant 'short'; it has long, other"):
+        resolve(f"{mine}@short")
+    (tmp_path / "_base.toml").write_text('extends = "mine"')
+    with pytest.raises(ConfigError, match="extends itself"):
+        resolve(mine)
 
 
 def test_settings_change_values_and_the_label() -> None:
-    recipe, label = resolve(
+    found = resolve(
         "cifar-resnet20", ("epochs=3", "optimizer.lr=1", "model_args.width=8", "optimizer.name=sgd")
     )
+    recipe, label = found.recipe, found.label
     assert (recipe.epochs, recipe.optimizer.lr, recipe.model_args) == (3, 1.0, {"width": 8})
     assert label.startswith("cifar-resnet20+epochs=3+optimizer.lr=1")
 
@@ -65,7 +97,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_resolved_recipe_holds_every_value() -> None:
-    values = tomllib.loads(resolve("digits")[0].toml())
+    values = tomllib.loads(resolve("digits").recipe.toml())
     assert set(values) == {
         "model", "epochs", "batch_size", "seed", "label_smoothing", "micro_batch", "precision",
         "ema", "sync_bn", "model_args", "optimizer", "schedule", "augment",

@@ -11,11 +11,12 @@ from typing import Any
 
 from pipeline.catalogue import catalogue
 from pipeline.errors import ConfigError
+from trainer.cookbook import resolve
 from trainer.device import make_deterministic, pick_device
 from trainer.execution import Execution
 from trainer.loader import check_samples
 from trainer.queue import Entry, Job, Queue
-from trainer.recipe import Recipe, resolve
+from trainer.recipe import Recipe
 from trainer.report import figures
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
@@ -73,7 +74,8 @@ def select_runs(
     """Which runs the options of the command line mean. A file of first weights is in their
     name; a first shard is not, it belongs to the same ones.
     """
-    recipe, label = resolve(recipe_name or default_recipe(data), settings)
+    found = resolve(recipe_name or default_recipe(data), settings)
+    recipe, label = found.recipe, found.label
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
     if init is not None:

@@ -6,7 +6,8 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.manifest import Manifest
 from trainer import checkpoint, models
-from trainer.recipe import Recipe, resolve
+from trainer.cookbook import resolve
+from trainer.recipe import Recipe
 from trainer.rundir import RunDir
 
 
@@ -32,4 +33,4 @@ def load_network(run: RunDir, data: Manifest, device: torch.device) -> nn.Module
 
 def recipe_of(run: RunDir) -> Recipe:
     """The recipe that a run was started with."""
-    return resolve(str(run.path / "recipe.toml"))[0]
+    return resolve(str(run.path / "recipe.toml")).recipe

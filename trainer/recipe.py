@@ -1,9 +1,6 @@
-"""TOML files and `key=value` settings in, a checked `Recipe` out."""
+"""What a recipe may say: values in, a checked `Recipe` out."""
 
-import tomllib
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -163,59 +160,7 @@ def _require(holds: bool, key: str, value: object, wanted: str) -> None:
         raise ConfigError(f"recipe: {key} = {value}: must be {wanted}")
 
 
-def shipped() -> dict[str, Any]:
-    """The recipes that come with the tool, by name."""
-    folder = resources.files("trainer") / "recipes"
-    return {
-        entry.name.removesuffix(".toml"): entry
-        for entry in folder.iterdir()
-        if entry.name.endswith(".toml")
-    }
-
-
-def resolve(name: str, settings: tuple[str, ...] = ()) -> tuple[Recipe, str]:
-    """A recipe by name or file, with settings applied; and its label, `NAME+key=value…`."""
-    known = shipped()
-    if name in known:
-        text, stem = known[name].read_text(encoding="utf-8"), name
-    elif Path(name).is_file():
-        text, stem = Path(name).read_text(encoding="utf-8"), Path(name).stem
-    else:
-        raise ConfigError(
-            f"no recipe {name!r}: neither a file nor one of {', '.join(sorted(known))}"
-        )
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {name} is no valid TOML: {error}") from error
-    parts = [stem]
-    for setting in settings:
-        key, value = _parse_setting(setting)
-        _apply(values, key, value)
-        parts.append(f"{key}={value}".replace("/", "_"))
-    return _build(Recipe, values, ""), "+".join(parts)
-
-
-def _parse_setting(setting: str) -> tuple[str, Any]:
-    key, equals, text = setting.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {setting}: write it as key=value, such as optimizer.lr=0.05")
-    try:
-        return key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, text
-
-
-def _apply(values: dict[str, Any], key: str, value: object) -> None:
-    *tables, last = key.split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"--set {key}: {table} is no table")
-    values[last] = value
-
-
-def _build(kind: type[Any], values: dict[str, Any], prefix: str) -> Any:
+def build(kind: type[Any], values: dict[str, Any], prefix: str = "") -> Any:
     """A dataclass from a TOML table; unknown keys, missing ones and wrong types refused."""
     known = {f.name: f for f in fields(kind)}
     for key in values:
@@ -241,7 +186,7 @@ def _value(kind: Any, value: Any, key: str) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, dict):
             raise ConfigError(f"recipe: {key} is a table, not {value!r}")
-        return _build(kind, value, f"{key}.")
+        return build(kind, value, f"{key}.")
     if kind is float and type(value) is int:
         return float(value)
     if kind == list[float] and type(value) is list:
