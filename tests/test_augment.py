@@ -10,7 +10,8 @@ from pipeline.options import Preparation, preparation
 from pipeline.splitter import Splitter
 from trainer import mixing
 from trainer.augment import Augmenter, erase, mirror, translate
-from trainer.recipe import Augment
+from trainer.loss import batch_loss
+from trainer.recipe import Augment, Recipe
 
 DIMS = {"horizontal": (3,), "vertical": (2,), "rotate180": (2, 3)}
 ALL = Augment(horizontal_flip=True, vertical_flip=True, rotate180=True, shift=2, cutout=6,
@@ -173,6 +174,38 @@ def test_ricap_weighs_four_images_by_their_areas() -> None:
             assert (mixed[5, 1] == labels[5]).float().mean().item() == pytest.approx(weight)
 
 
+def test_dual_cutout_gives_two_views_with_a_square_each_and_weighs_their_difference() -> None:
+    """½(CE₁ + CE₂) + α·MSE of the logits, summed over the images."""
+    values, labels = batch(8)
+    run = augmenter(Augment(horizontal_flip=False, cutout=6, dual_cutout=0.1), batch=8)
+    views, targets = run(values, labels, 0, 0)
+    assert views.shape == (8, 2, 3, 16, 16)
+    boxes = torch.from_numpy(run.draw(0, 0).boxes)
+    for view in (0, 1):
+        assert views[:, view].equal(erase(values.float(), boxes[:, view : view + 1]))
+    assert not views[:, 0].equal(views[:, 1])
+    logits = torch.randn(8, 2, 8, generator=torch.Generator().manual_seed(1))
+    settings = recipe(augment=Augment(cutout=6, dual_cutout=0.1))
+    expected = 4 * sum(F.cross_entropy(logits[:, v], labels) for v in (0, 1))
+    expected = expected + 0.1 * 8 * F.mse_loss(logits[:, 0], logits[:, 1])
+    assert batch_loss(logits, targets, settings).item() == pytest.approx(float(expected))
+
+
+def recipe(**values: object) -> Recipe:
+    return Recipe(model="any", epochs=1, batch_size=12, **values)  # type: ignore[arg-type]
+
+
+def test_binary_cross_entropy_aims_at_the_mixed_labels() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    targets = [(torch.tensor([0, 1, 2, 0]), 0.75), (torch.tensor([1, 1, 0, 2]), 0.25)]
+    aims = torch.tensor([[0.75, 0.25, 0], [0, 1, 0], [0.25, 0, 0.75], [0.75, 0, 0.25]])
+    for smoothing in (0.0, 0.3):
+        wanted = aims * (1 - smoothing) + smoothing / 3
+        expected = 4 * F.binary_cross_entropy_with_logits(logits, wanted)
+        settings = recipe(loss="bce", label_smoothing=smoothing)
+        assert batch_loss(logits, targets, settings).item() == pytest.approx(expected.item())
+
+
 def test_the_loss_is_the_cross_entropy_of_the_mixed_distribution() -> None:
     logits, labels = (
         torch.randn(6, 5, generator=torch.Generator().manual_seed(1)),
@@ -183,4 +216,5 @@ def test_the_loss_is_the_cross_entropy_of_the_mixed_distribution() -> None:
     dense = 0.7 * F.one_hot(labels, 5) + 0.3 * F.one_hot(other, 5)
     for smoothing in (0.0, 0.1):
         expected = F.cross_entropy(logits, dense, label_smoothing=smoothing, reduction="sum")
-        assert mixing.loss(logits, targets, smoothing).item() == pytest.approx(expected.item())
+        found = batch_loss(logits, targets, recipe(label_smoothing=smoothing))
+        assert found.item() == pytest.approx(expected.item())

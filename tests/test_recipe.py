@@ -61,7 +61,7 @@ def test_settings_change_values_and_the_label() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epoch=3", "unknown key epoch; valid are model, epochs, batch_size"),
+        ("epoch=3", "unknown key epoch; valid are model, batch_size, epochs"),
         ("optimizer.rate=3", "unknown key optimizer.rate; valid are optimizer.name"),
         ("optimizer=3", "optimizer is a table"),
         ("epochs.x=3", "epochs is no table"),
@@ -69,6 +69,9 @@ def test_settings_change_values_and_the_label() -> None:
         ("epochs=2.5", "must be of type int"),
         ("epochs=true", "must be of type int"),
         ("epochs=0", "epochs = 0: must be at least 1"),
+        ("iterations=5", "or else iterations, and not both"),
+        ("augment.dual_cutout=0.1", "0 without cutout"),
+        ("repeats=0", "1 to batch_size"),
         ("batch_size=1", "at least 2"),
         ("optimizer.lr=0", "must be positive"),
         ("optimizer.name=lion", "one of sgd, adam, adamw, lars, lamb"),
@@ -90,7 +93,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "short.toml").write_text('model = "resnet18"')
     with pytest.raises(ConfigError, match="no valid TOML"):
         resolve(str(tmp_path / "broken.toml"))
-    with pytest.raises(ConfigError, match="lacks epochs, batch_size"):
+    with pytest.raises(ConfigError, match="lacks batch_size"):
         resolve(str(tmp_path / "short.toml"))
     with pytest.raises(ConfigError, match=r"neither a file nor one of .*cifar-resnet20"):
         resolve("cifar-resnet21")
@@ -100,5 +103,6 @@ def test_the_resolved_recipe_holds_every_value() -> None:
     values = tomllib.loads(resolve("digits").recipe.toml())
     assert set(values) == {
         "model", "epochs", "batch_size", "seed", "label_smoothing", "micro_batch", "precision",
-        "ema", "sync_bn", "model_args", "optimizer", "schedule", "augment",
+        "ema", "sync_bn", "iterations", "eval_every", "repeats", "loss", "model_args",
+        "optimizer", "schedule", "augment",
     }  # fmt: skip

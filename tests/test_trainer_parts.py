@@ -71,6 +71,18 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert orders[1, 2][150:] == tuple(plan(50, 1).order(2, first=3))
 
 
+def test_repeated_images_share_a_batch_but_never_a_group_that_is_mixed() -> None:
+    """Each of 16 images four times a batch of 64; as many steps as without repeats."""
+    repeated = Plan(samples=500, batch_size=64, seed=1, world=plan(1).world, repeats=4)
+    assert repeated.steps == plan(64).steps == 7
+    order = repeated.order(3).reshape(7, 64)
+    for batch in order:
+        found, counts = np.unique(batch, return_counts=True)
+        assert (len(found), set(counts)) == (16, {4})
+        assert all(len(set(group)) == 4 for group in batch.reshape(16, 4))
+    assert len(np.unique(order)) == 7 * 16
+
+
 @pytest.mark.parametrize(("batch", "size"), [(64, 1), (64, 3), (7, 2), (128, 5), (3, 3), (41, 2)])
 def test_processes_share_each_batch_fairly(batch: int, size: int) -> None:
     """Every sample once, none more than a group of four apart."""

@@ -76,12 +76,19 @@ class Augmenter:
     def __call__(
         self, values: Tensor, labels: Tensor, epoch: int, step: int
     ) -> tuple[Tensor, Targets]:
-        """values: (B, C, h, w) int8, labels: (B,) → (B, C, h, w) float, and the targets."""
+        """values: (B, C, h, w) int8, labels: (B,) → (B, C, h, w) float, or (B, 2, C, h, w) with
+        Dual-Cutout, and the targets.
+        """
         draws = self.draw(epoch, step)
         inputs = self._moved(values.float(), draws)
         inputs = self._normalise(inputs)
         if draws.boxes.size:
-            inputs = erase(inputs, torch.from_numpy(draws.boxes).to(inputs.device))
+            boxes = torch.from_numpy(draws.boxes).to(inputs.device)
+            if self.augment.dual_cutout:  # the first square is one view's, the second the other's
+                both = range(2, boxes.shape[1])
+                views = [erase(inputs, boxes[:, [view, *both]]) for view in (0, 1)]
+                return torch.stack(views, dim=1), [(labels, 1.0)]
+            inputs = erase(inputs, boxes)
         return self._mixed(inputs, labels, draws.rng)
 
     def draw(self, epoch: int, step: int) -> Draws:
@@ -92,7 +99,7 @@ class Augmenter:
         reach = self.augment.shift
         shifts = rng.integers(-reach, reach + 1, (batch, 2))
         boxes = np.zeros((batch, 0, 4), np.int64)
-        if self.augment.cutout:
+        for _ in range(bool(self.augment.cutout) + bool(self.augment.dual_cutout)):
             boxes = np.concatenate([boxes, self._cutouts(rng)], axis=1)
         if self.augment.erasing:
             boxes = np.concatenate([boxes, self._erasings(rng)], axis=1)

@@ -26,13 +26,15 @@ _SHARE = 0.5  # of the free memory that a resident shard may take
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The order of training: each epoch a new permutation, cut into whole batches, of which
-    this process takes its share. A last partial batch is left out (of more than one).
+    this process takes its share. A last partial batch is left out (of more than one). `repeats`:
+    of each image in a batch (Hoffer et al., "Augment your batch"); those left out differ by epoch.
     """
 
     samples: int
     batch_size: int
     seed: int
     world: World
+    repeats: int = 1
 
     @property
     def batch(self) -> int:
@@ -52,7 +54,9 @@ class Plan:
     def order(self, epoch: int, first: int = 0) -> NDArray[np.int64]:
         """The samples that this process sees in an epoch from step `first` on."""
         found = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-        batches = found[: self.steps * self.batch].reshape(self.steps, self.batch)
+        different = -(-self.batch // self.repeats)  # in a batch
+        batches = found[: self.steps * different].reshape(self.steps, different)
+        batches = np.tile(batches, self.repeats)[:, : self.batch]  # neighbours may be mixed
         return np.ascontiguousarray(batches[first:, self.share]).ravel()
 
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run is; kept in its checkpoint. `evaluated`: epochs whose figures are known."""
+    """How far a run is; kept in its checkpoint. `evaluated`: the step whose figures are known."""
 
     step: int = 0
     evaluated: int = 0
@@ -75,7 +75,7 @@ class Kept:
             state.best_top1, state.best_nll = found.top1, found.nll
         network = self._stepper.evaluated().state_dict()
         if self._world.leads:
-            progress = {"step": state.step, "epoch": state.evaluated}
+            progress = {"step": state.step}
             checkpoint.save(self.run.best, {"model": network, "progress": progress})
 
     def best(self) -> nn.Module:

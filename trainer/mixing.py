@@ -7,20 +7,10 @@ of samples is random already, and so several processes mix the same pairs as one
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Targets = list[tuple[Tensor, float]]  # labels (B,) and their weight; weights add up to 1
 _GROUP = 4
-
-
-def loss(logits: Tensor, targets: Targets, smoothing: float) -> Tensor:
-    """Sum over the batch of the cross-entropies, by weight. logits: (B, classes)."""
-    parts = [
-        weight * F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        for labels, weight in targets
-    ]
-    return torch.stack(parts).sum()
 
 
 def partners(batch: int, turn: int) -> Tensor:

@@ -86,9 +86,10 @@ class Augment:
 
     `horizontal_flip`, `vertical_flip`, `rotate180`: of half of the images each, where that is
     exact on the plane. `shift`: up to so many pixels each way, the border is mid grey.
-    `cutout`: side of a square set to 0 after normalisation. `erasing`: share of images of
-    which a rectangle is. `mixup`, `cutmix`, `ricap`: the Beta distribution's parameter, 0 for
-    none; of mixup and cutmix together each step takes one.
+    `cutout`: side of a square set to 0 after normalisation. `dual_cutout`: the weight of the
+    difference between the logits of two views with a square each, 0 for one view. `erasing`:
+    share of images of which a rectangle is set to 0. `mixup`, `cutmix`, `ricap`: the Beta
+    distribution's parameter, 0 for none; of mixup and cutmix together each step takes one.
     """
 
     horizontal_flip: bool = True
@@ -96,6 +97,7 @@ class Augment:
     rotate180: bool = False
     shift: int = 0
     cutout: int = 0
+    dual_cutout: float = 0.0
     erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -105,25 +107,38 @@ class Augment:
         for key in ("shift", "cutout"):
             _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "at least 0 px")
         _require(0 <= self.erasing <= 1, "augment.erasing", self.erasing, "in [0, 1]")
-        for key in ("mixup", "cutmix", "ricap"):
+        for key in ("dual_cutout", "mixup", "cutmix", "ricap"):
             _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "at least 0")
+        squares = self.cutout or not self.dual_cutout
+        _require(bool(squares), "augment.dual_cutout", self.dual_cutout, "0 without cutout")
         alone = not self.ricap or not (self.mixup or self.cutmix)
         _require(alone, "augment.ricap", self.ricap, "0 with mixup or cutmix")
+        mixes = self.mixup or self.cutmix or self.ricap
+        both = self.dual_cutout and mixes
+        _require(not both, "augment.dual_cutout", self.dual_cutout, "0 with mixup, cutmix or ricap")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train one network on one shard.
 
-    `batch_size` is that of one step, over all GPUs; `micro_batch` the most that one GPU takes at
-    once, the gradients of several are added up (0: all). `precision`: auto, fp32, bf16 or fp16
-    (with loss scaling). `ema`: decay a step of the averaged weights that are then evaluated and
-    kept, 0 for none. `sync_bn`: batch norm over all GPUs.
+    It lasts `epochs` or `iterations` (steps), and is evaluated every `eval_every` steps (0: at the
+    end of each epoch). `batch_size` is that of one step, over all GPUs; `micro_batch` the most
+    that one GPU takes at once (0: all): gradients of several are added up, and batch norm sees one
+    at a time (ghost batch norm). `repeats`: how often each image is in a batch, augmented
+    otherwise each time; an epoch has as many steps as ever. `loss`: `ce`, cross-entropy, or `bce`,
+    binary cross-entropy of each class. `precision`: auto, fp32, bf16 or fp16 (with loss scaling).
+    `ema`: decay a step of the averaged weights that are then evaluated and kept, 0 for none.
+    `sync_bn`: batch norm over all GPUs.
     """
 
     model: str
-    epochs: int
     batch_size: int
+    epochs: int = 0
+    iterations: int = 0
+    eval_every: int = 0
+    repeats: int = 1
+    loss: str = "ce"
     seed: int = 0
     label_smoothing: float = 0.0
     micro_batch: int = 0
@@ -136,13 +151,17 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        for key in ("epochs", "iterations", "eval_every", "micro_batch"):
+            _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
+        given = [self.epochs, self.iterations].count(0) == 1
+        _require(given, "epochs", self.epochs, "at least 1, or else iterations, and not both")
+        _require(1 <= self.repeats <= self.batch_size, "repeats", self.repeats, "1 to batch_size")
+        _one_of(self.loss, "loss", ("ce", "bce"))
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2^31 - 1")
         _require(
             0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
         )
-        _require(self.micro_batch >= 0, "micro_batch", self.micro_batch, "at least 0")
         _one_of(self.precision, "precision", ("auto", "fp32", "bf16", "fp16"))
         _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
 

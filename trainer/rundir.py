@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,10 +126,16 @@ class RunDir:
         """Hold this run against a second one; a crash releases it."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(f"another process trains {self.path}: wait for it") from error
+            for attempt in (1, 2):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if attempt == 2:
+                        raise ConfigError(
+                            f"another process trains {self.path}: wait for it"
+                        ) from error
+                    time.sleep(0.2)  # `spectral runs` holds it for a moment
             yield
 
     def finish(self, result: dict[str, Any]) -> None:

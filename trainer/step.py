@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from trainer import mixing, optim
+from trainer import optim
 from trainer.device import autocast_dtype
+from trainer.loss import batch_loss
 from trainer.mixing import Targets
 from trainer.recipe import Recipe
 from trainer.world import World
@@ -74,14 +75,20 @@ class Stepper:
         for start in starts:
             part = slice(start, start + size)
             with self._synchronised(start == starts[-1]):
-                with self.autocast():
-                    logits = self._forward(inputs[part].contiguous(memory_format=self._format))
+                logits = self._logits(inputs[part])
                 aims = [(labels[part], weight) for labels, weight in targets]
-                loss = mixing.loss(logits.float(), aims, self.recipe.label_smoothing) / batch
+                loss = batch_loss(logits, aims, self.recipe) / batch
                 # averaged over the processes by torch, where the sum is meant
                 torch.autograd.backward(self.scaler.scale(loss * self.world.size))
             total += loss.detach()
         return total
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """(B, classes); of inputs (B, 2, C, h, w) (B, 2, classes)."""
+        views = inputs.flatten(0, -4)
+        with self.autocast():
+            logits = self._forward(views.contiguous(memory_format=self._format))
+        return cast(Tensor, logits.float().view(*inputs.shape[:-3], -1))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the recipe's precision."""

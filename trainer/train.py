@@ -77,7 +77,8 @@ class Trainer:
         self.kept = Kept(
             run, self.stepper, world, {"shard": k, "deterministic": execution.deterministic}
         )
-        self.steps = recipe.epochs * self.plan.steps
+        self.steps = recipe.iterations or recipe.epochs * self.plan.steps
+        self._every = recipe.eval_every or self.plan.steps
 
     def train(self, progress_bar: ProgressBar) -> dict[str, Any]:
         """All steps that are left, then the final evaluation; the result is written too."""
@@ -97,8 +98,13 @@ class Trainer:
 
     def _plan(self) -> Plan:
         samples, world = self.data.manifest.written("train"), self.world
+        recipe = self.recipe
         plan = Plan(
-            samples=samples, batch_size=self.recipe.batch_size, seed=self.recipe.seed, world=world
+            samples=samples,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            world=world,
+            repeats=recipe.repeats,
         )
         if plan.batch < world.size:
             raise ConfigError(f"batches of {plan.batch} samples cannot be shared by {world.size}")
@@ -120,8 +126,13 @@ class Trainer:
         return self.progress.step // self.plan.steps
 
     @property
+    def _epochs(self) -> int:
+        """Epochs in all, the last one may be a part of one."""
+        return -(-self.steps // self.plan.steps)
+
+    @property
     def _epoch_ends(self) -> bool:
-        return self.progress.step % self.plan.steps == 0
+        return self.progress.step % self.plan.steps == 0 or self.progress.step == self.steps
 
     @property
     def _name(self) -> str:
@@ -141,24 +152,26 @@ class Trainer:
         chooser = self._loader(split, self._own_batch) if split else None
         self.meter, self._due = Meter(self.world), Due(self.execution.save_every)
         with progress_bar(self._name, self.steps - self.progress.step, "steps") as advance:
-            while self.progress.evaluated < self.recipe.epochs:
-                if self._epoch == self.progress.evaluated:
-                    self._train_epoch(advance)
+            while self.progress.evaluated < self.steps:
+                until = (self.progress.evaluated // self._every + 1) * self._every
+                while self.progress.step < min(until, self.steps):
+                    self._train_epoch(min(until, self.steps), advance)
                 self._choose(split, chooser)
         self.kept.save()
         return self._final()
 
-    def _train_epoch(self, advance: Advance) -> None:
-        """The rest of the epoch at hand."""
+    def _train_epoch(self, until: int, advance: Advance) -> None:
+        """The rest of the epoch at hand, or to step `until`."""
         self.stepper.network.train()
-        epoch = self._epoch
+        epoch, left = self._epoch, until - self.progress.step
         order = self.plan.order(epoch, self.progress.step % self.plan.steps)
+        order = order[: left * self._own_batch]
         if isinstance(self.feed, ShardLoader):
             self.feed.draw(self.recipe.seed, epoch)
         with closing(self.feed.batches(order)) as batches:  # type: ignore[type-var]
             for values, labels in self.meter.waiting(batches):
                 self._step(values, labels, epoch)
-                advance(1, f"epoch {epoch + 1}/{self.recipe.epochs}")
+                advance(1, f"epoch {epoch + 1}/{self._epochs}")
                 self._after_step()
 
     def _step(self, values: Tensor, labels: Tensor, epoch: int) -> None:
@@ -214,10 +227,10 @@ class Trainer:
             if found is None:
                 self.kept.save()
                 raise self._stopped()
-        state.evaluated += 1
+        state.evaluated = state.step
         if found is not None:
             self._log_evaluation("eval", str(split), found)
-        if found or state.evaluated == self.recipe.epochs:
+        if found or state.step == self.steps:
             self.kept.keep_if_best(found)
 
     def _evaluate(self, split: Feed) -> Metrics | None:
@@ -240,7 +253,7 @@ class Trainer:
             step=self.progress.step,
             steps=self.steps,
             steps_per_epoch=self.plan.steps,
-            epochs=self.recipe.epochs,
+            epochs=self._epochs,
             batch_size=self.plan.batch,
             feed=self.feed.kind,
             device=self.world.device.type,
@@ -263,14 +276,20 @@ class Trainer:
         if self._epoch_ends:
             log.info(
                 "%s: epoch %d/%d, loss %.4f, %.0f images/s",
-                self._name, self._epoch, self.recipe.epochs,
+                self._name, self._epoch, self._epochs,
                 figures["loss"] or float("nan"), figures["images_per_s"],
             )  # fmt: skip
 
     def _log_evaluation(self, kind: str, split: str, found: Metrics) -> None:
         """`kind`: eval of an epoch, or final of the best weights."""
         state = self.progress
-        self.logbook.row(kind, split=split, step=state.step, epoch=state.evaluated, **asdict(found))
+        self.logbook.row(
+            kind,
+            split=split,
+            step=state.step,
+            epoch=round(state.step / self.plan.steps, 4),
+            **asdict(found),
+        )
         log.info("%s: %s %s %.2f %%", self._name, kind, split, 100 * found.top1)
 
     def _final(self) -> dict[str, Any]:
@@ -279,7 +298,7 @@ class Trainer:
         network, state = self.kept.best(), self.progress
         result: dict[str, Any] = {
             "shard": self.k,
-            "epochs": state.evaluated,
+            "epochs": round(state.step / self.plan.steps, 2),
             "steps": state.step,
             "nan_grads": state.nan_grads,
             "train_seconds": round(state.seconds, 1),
