@@ -230,6 +230,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 )
 @click.option("--init-shard", type=int, help="Start from the best weights of this shard.")
 @execution_options
+@click.option("--dry-run", is_flag=True, help="Say what would be trained; write nothing.")
 @runs_option
 def train(
     shards: str,
@@ -248,6 +249,7 @@ def train(
     gpus: int | None,
     jobs_per_gpu: int | None,
     jobs: int | None,
+    dry_run: bool,
     **wanted: Any,
 ) -> None:
     """Train one ordinary network per shard.
@@ -275,6 +277,12 @@ def train(
         tensorboard=tensorboard,
     )
     group = select_runs(prepared, recipe, settings, name, runs_root(runs), init, init_shard)
+    if dry_run:
+        from trainer.dryrun import dry_run as run
+
+        for k in numbers:
+            click.echo("\n".join(run(group, k)))
+        return
     parallel = Wanted(gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs)
     if parallel.needs_queue(len(numbers), os.environ):
         same = arguments(click.get_current_context(), without=frozenset(_QUEUE_OPTIONS))

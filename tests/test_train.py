@@ -58,7 +58,8 @@ def test_a_run_directory_holds_what_it_should(runs: Path, data: Path) -> None:
     recipe = tomllib.loads((run / "recipe.toml").read_text())
     assert (recipe["epochs"], recipe["model"]) == (3, "cifar-resnet8")
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows if row["kind"] == "train"] == [1, 2, 3]
+    ends = [row["epoch"] for row in rows if row["kind"] == "train" and row["step"] % 5 == 0]
+    assert ends == [1, 2, 3]
     assert {row["split"] for row in rows if row["kind"] == "eval"} == {"calib"}
     assert [row["split"] for row in rows if row["kind"] == "final"] == ["calib", "val"]
     state = torch.load(run / "last.pt", weights_only=True)
@@ -71,6 +72,16 @@ def test_a_run_directory_holds_what_it_should(runs: Path, data: Path) -> None:
     assert not list(run.glob("*.partial"))
 
 
+def test_a_dry_run_says_what_would_be_and_writes_nothing(data: Path, tmp_path: Path) -> None:
+    done = train(data / SUB4, tmp_path / "runs", "--shard", 2, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "cifar-resnet8 on 3×16×16, 3 classes: 19," in done.stdout
+    assert "15 steps, 5 an epoch, 3.0 epochs" in done.stdout
+    assert "learning rate by step: 0: 0.000667" in done.stdout
+    assert "memory about" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
 def test_curves_go_to_tensorboard_too(data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -81,7 +92,7 @@ def test_curves_go_to_tensorboard_too(data: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for kind, name, key in (("train", "train/loss", "loss"), ("eval", "calib/top1", "top1")):
         logged = [(row["step"], row[key]) for row in rows if row["kind"] == kind]
-        assert len(logged) == 3
+        assert len(logged) >= 3
         shown = [(event.step, event.value) for event in found.Scalars(name)]
         assert np.allclose(shown, logged)
 

@@ -14,13 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, SpectralError, StoppedError
+from pipeline.errors import SpectralError, StoppedError
 from trainer import pretrained
-from trainer.augment import Augmenter
 from trainer.device import seed_torch
 from trainer.evaluate import Metrics, evaluate
 from trainer.execution import Due, Execution
-from trainer.feed import Feed, Plan, feed
+from trainer.feed import Feed, feed
 from trainer.kept import Kept, Progress
 from trainer.loader import ShardLoader
 from trainer.logbook import Logbook
@@ -31,6 +30,7 @@ from trainer.recipe import Recipe
 from trainer.rundir import RunDir
 from trainer.schedule import lr_at
 from trainer.selection import Prepared, selection_split
+from trainer.setup import make_augmenter, make_plan, total_steps
 from trainer.step import Stepper
 from trainer.stop import StopRequest
 from trainer.world import World
@@ -67,7 +67,7 @@ class Trainer:
     ) -> None:
         self.data, self.k, self.recipe, self.run = data, k, recipe, run
         self.world, self.stop, self.execution = world, stop, execution
-        self.plan = self._plan()
+        self.plan = make_plan(recipe, data, world)
         self.normaliser = Normaliser(data.manifest, k, world.device)
         network = build_network(recipe, data.manifest)
         if weights is not None:
@@ -77,7 +77,8 @@ class Trainer:
         self.kept = Kept(
             run, self.stepper, world, {"shard": k, "deterministic": execution.deterministic}
         )
-        self.steps = recipe.iterations or recipe.epochs * self.plan.steps
+        self.steps = total_steps(recipe, self.plan)
+        self.augmenter = make_augmenter(recipe, data, k, self.plan, self.normaliser)
         self._every = recipe.eval_every or self.plan.steps
 
     def train(self, progress_bar: ProgressBar) -> dict[str, Any]:
@@ -87,28 +88,9 @@ class Trainer:
         crops = self.data.manifest.preparation.resize == "shortest"
         source = self._loader("train", self._own_batch, random_crops=crops)
         self.feed = feed(source, self.execution.feed, crops)
-        prep, share = self.data.manifest.preparation, self.plan.share
-        self.augmenter = Augmenter(
-            self.recipe.augment, prep, self.k, self.recipe.seed, self.normaliser,
-            self.plan.batch, share,
-        )  # fmt: skip
         self._log_start()
         with closing(self.logbook):
             return self._train(progress_bar)
-
-    def _plan(self) -> Plan:
-        samples, world = self.data.manifest.written("train"), self.world
-        recipe = self.recipe
-        plan = Plan(
-            samples=samples,
-            batch_size=recipe.batch_size,
-            seed=recipe.seed,
-            world=world,
-            repeats=recipe.repeats,
-        )
-        if plan.batch < world.size:
-            raise ConfigError(f"batches of {plan.batch} samples cannot be shared by {world.size}")
-        return plan
 
     @property
     def progress(self) -> Progress:

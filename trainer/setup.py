@@ -1,0 +1,36 @@
+"""A recipe and a shard in; the order of its training, and what is done to each batch, out."""
+
+from pipeline.errors import ConfigError
+from trainer.augment import Augmenter
+from trainer.feed import Plan
+from trainer.normalise import Normaliser
+from trainer.recipe import Recipe
+from trainer.selection import Prepared
+from trainer.world import World
+
+
+def make_plan(recipe: Recipe, data: Prepared, world: World) -> Plan:
+    """The order of training."""
+    plan = Plan(
+        samples=data.manifest.written("train"),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        world=world,
+        repeats=recipe.repeats,
+    )
+    if plan.batch < world.size:
+        raise ConfigError(f"batches of {plan.batch} samples cannot be shared by {world.size}")
+    return plan
+
+
+def total_steps(recipe: Recipe, plan: Plan) -> int:
+    """Steps from first to last."""
+    return recipe.iterations or recipe.epochs * plan.steps
+
+
+def make_augmenter(
+    recipe: Recipe, data: Prepared, k: int, plan: Plan, normaliser: Normaliser
+) -> Augmenter:
+    """What is done to the batches of `plan`."""
+    prep = data.manifest.preparation
+    return Augmenter(recipe.augment, prep, k, recipe.seed, normaliser, plan.batch, plan.share)
