@@ -1,4 +1,4 @@
-"""The trainer's pure parts: networks, rates, augmentation, normalisation, fusion weights."""
+"""The trainer's pure parts: order of samples, normalisation, fusion weights."""
 
 import numpy as np
 import pytest
@@ -7,55 +7,12 @@ import torch
 from pipeline import manifest
 from pipeline.errors import ConfigError
 from tests.conftest import RAW, SUB4, WHOLE
-from trainer import fuse, models
+from trainer import fuse
 from trainer.evaluate import metrics
 from trainer.feed import Plan
 from trainer.normalise import Normaliser
 from trainer.selection import parse_shards
 from trainer.world import World
-
-
-def parameters(name: str, size: int, classes: int, channels: int = 3, **args: int) -> int:
-    with torch.device("meta"):
-        network = models.build(name, classes=classes, channels=channels, size=size, **args)
-    return sum(p.numel() for p in network.parameters())
-
-
-def test_parameter_counts_are_the_sources() -> None:
-    """He et al.'s ResNet-20 (with a bias in the head), and source 001's sizes in MiB."""
-    assert parameters("cifar-resnet20", 32, 10) == 272_464 + 10
-    assert parameters("resnet34", 224, 1000) * 4 / 2**20 == pytest.approx(83.15, abs=0.005)
-    assert parameters("resnet34", 56, 1000) * 4 / 2**20 == pytest.approx(83.12, abs=0.005)
-
-
-@pytest.mark.parametrize("name", ["cifar-resnet8", "cifar-resnet20", "resnet18", "resnet50"])
-@pytest.mark.parametrize(("size", "channels"), [(14, 1), (16, 3), (56, 3), (112, 3)])
-def test_networks_run_forward_and_backward(name: str, size: int, channels: int) -> None:
-    network = models.build(name, classes=7, channels=channels, size=size)
-    logits = network(torch.randn(2, channels, size, size))
-    assert logits.shape == (2, 7)
-    torch.autograd.backward(logits.sum())
-    assert all(p.grad is not None for p in network.parameters())
-
-
-@pytest.mark.parametrize(
-    ("name", "args", "message"),
-    [
-        ("resnet19", {}, "known are resnet18"),
-        ("vgg", {}, "known are cifar-resnet20"),
-        ("cifar-resnet21", {}, "6n.2"),
-        ("cifar-resnet20", {"depth": 3}, "valid are width"),
-        ("resnet18", {"width": 3}, "valid are none"),
-        ("cifar-resnet20", {"width": 0}, "at least 1"),
-    ],
-)
-def test_a_wrong_network_is_answered_with_the_valid_ones(
-    name: str, args: dict[str, int], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        models.build(name, classes=10, channels=3, size=32, **args)
-    with pytest.raises(ConfigError, match="at least 8 px"):
-        models.build("resnet18", classes=10, channels=3, size=4)
 
 
 def plan(batch_size: int, seed: int = 0, samples: int = 500, rank: int = 0, size: int = 1) -> Plan:

@@ -1,46 +1,126 @@
 """Networks by name: (classes, channels, size) in, a torch module out.
 
-A new family is one module here and one line in `_FAMILIES`.
+A new family is one module here and one line in `_FAMILIES`. `width` is always the channels of
+the first stage's 3×3 convolutions (of `fc`, the units of a layer); factors stand in the name.
 """
 
 import inspect
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from pipeline.errors import ConfigError
-from trainer.models import fc, resnet_cifar, resnet_imagenet
+from trainer.models import (
+    alexnet,
+    cnn,
+    densenet,
+    fc,
+    pyramidnet,
+    resnet_cifar,
+    resnet_imagenet,
+    resnet_preact,
+    resnet_zero,
+    resnext,
+    shake_shake,
+    vgg,
+    wrn,
+)
 
-# Pattern of the name, its examples, and the builder; groups of the pattern are integers
-# that the builder takes first. Builders check their own arguments.
-_FAMILIES: tuple[tuple[str, str, Callable[..., nn.Module]], ...] = (
-    (r"cifar-resnet(\d+)", "cifar-resnet20 (any 6n+2)", resnet_cifar.build),
-    (r"fc(\d+)", "fc8 (any depth)", fc.build),
-    (r"resnet(\d+)", "resnet18, resnet34, resnet50", resnet_imagenet.build),
+
+class Family(NamedTuple):
+    """Groups of the name's pattern are integers that the builder takes first; its keyword
+    arguments are what a recipe's model_args may say. Builders check their own arguments.
+    """
+
+    pattern: str
+    examples: str
+    build: Callable[..., nn.Module]
+
+
+_FAMILIES = (
+    Family(r"cifar-resnet(\d+)", "cifar-resnet20 (any 6n+2)", resnet_cifar.build),
+    Family(r"fc(\d+)", "fc8 (any depth)", fc.build),
+    Family(r"cnn", "cnn", cnn.build),
+    Family(r"resnet(\d+)", "resnet18, resnet34, resnet50", resnet_imagenet.build),
+    Family(r"resnet(\d+)x(\d+)", "resnet20x4 and resnet18x1 (depth, width)", resnet_zero.build),
+    Family(r"preact-resnet(\d+)", "preact-resnet20 (any 6n+2)", resnet_preact.build),
+    Family(r"se-preact-resnet(\d+)", "se-preact-resnet56 (any 6n+2)", resnet_preact.build_se),
+    Family(
+        r"imagenet-preact-resnet(\d+)", "imagenet-preact-resnet18", resnet_preact.build_imagenet
+    ),
+    Family(r"wrn-(\d+)-(\d+)", "wrn-28-10", wrn.build),
+    Family(r"densenet-(\d+)-(\d+)", "densenet-100-12", densenet.build),
+    Family(r"densenet-bc-(\d+)-(\d+)", "densenet-bc-100-12", densenet.build_bc),
+    Family(r"densenet(\d+)", "densenet121", densenet.build_imagenet),
+    Family(r"pyramidnet-(\d+)-(\d+)", "pyramidnet-110-84", pyramidnet.build),
+    Family(
+        r"imagenet-pyramidnet-(\d+)-(\d+)",
+        "imagenet-pyramidnet-200-300",
+        pyramidnet.build_imagenet,
+    ),
+    Family(r"resnext(\d+)-(\d+)x(\d+)d", "resnext29-8x64d", resnext.build),
+    Family(
+        r"imagenet-resnext(\d+)-(\d+)x(\d+)d",
+        "imagenet-resnext50-32x4d",
+        resnet_imagenet.build_resnext,
+    ),
+    Family(r"shake-shake(\d+)-2x(\d+)d", "shake-shake26-2x64d", shake_shake.build),
+    Family(r"vgg15", "vgg15", vgg.build_cifar),
+    Family(r"vgg16", "vgg16", vgg.build),
+    Family(r"alexnet", "alexnet", alexnet.build),
 )
 _GIVEN = ("classes", "channels", "size")
+_KINDS = {int: "an integer", float: "a number", bool: "true or false"}
 
 
 def build(name: str, *, classes: int, channels: int, size: int, **args: Any) -> nn.Module:
     """The network `name` for square inputs of `size` px: (B, channels, size, size) float →
     (B, classes) logits. ConfigError for a name, argument or size that it does not know.
     """
-    for pattern, _, builder in _FAMILIES:
-        if match := re.fullmatch(pattern, name):
-            _check_args(name, builder, args)
-            numbers = [int(group) for group in match.groups()]
-            return builder(*numbers, classes=classes, channels=channels, size=size, **args)
-    examples = ", ".join(example for _, example, _ in _FAMILIES)
-    raise ConfigError(f"no network {name!r}; known are {examples}")
+    family, numbers = _find(name)
+    try:
+        _check(args, _parameters(family))
+        return family.build(*numbers, classes=classes, channels=channels, size=size, **args)
+    except ConfigError as error:
+        raise ConfigError(f"network {name}: {error}") from error
 
 
-def _check_args(name: str, builder: Callable[..., nn.Module], args: dict[str, Any]) -> None:
-    parameters = inspect.signature(builder).parameters.values()
-    valid = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN]
-    for key in args:
-        if key not in valid:
-            raise ConfigError(
-                f"network {name} takes no model_args.{key}; valid are {', '.join(valid) or 'none'}"
-            )
+def examples() -> list[str]:
+    """A name or more of each family, as an error shows them."""
+    return [family.examples for family in _FAMILIES]
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """What the network's model_args may say, with the defaults."""
+    return {p.name: p.default for p in _parameters(_find(name)[0])}
+
+
+def _find(name: str) -> tuple[Family, list[int]]:
+    for family in _FAMILIES:
+        if match := re.fullmatch(family.pattern, name, re.ASCII):
+            return family, [int(group) for group in match.groups()]
+    raise ConfigError(f"no network {name!r}; known are {', '.join(examples())}")
+
+
+def _parameters(family: Family) -> list[inspect.Parameter]:
+    found = inspect.signature(family.build).parameters.values()
+    return [p for p in found if p.kind is p.KEYWORD_ONLY and p.name not in _GIVEN]
+
+
+def _check(args: dict[str, Any], parameters: list[inspect.Parameter]) -> None:
+    known = {p.name: p.annotation for p in parameters}
+    for key, value in args.items():
+        if key not in known:
+            raise ConfigError(f"no model_args.{key} here; valid are {', '.join(known) or 'none'}")
+        if not _fits(value, known[key]):
+            wanted = _KINDS.get(known[key], "a list of true and false")
+            raise ConfigError(f"model_args.{key} = {value!r}: must be {wanted}")
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """A value of a recipe file, which has no tuples and for which 1 is a number too."""
+    if kind == Sequence[bool]:
+        return isinstance(value, list | tuple) and all(type(v) is bool for v in value)
+    return type(value) is kind or (kind is float and type(value) is int)

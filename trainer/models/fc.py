@@ -5,13 +5,13 @@ Depth counts linear layers. Theirs is not published: the width is ours.
 
 from torch import nn
 
-from pipeline.errors import ConfigError
+from trainer.models import checks
 
 
 def build(depth: int, *, classes: int, channels: int, size: int, width: int = 512) -> nn.Module:
     """`depth` - 1 hidden layers of `width` units with ReLU, no normalisation."""
-    if depth < 1 or width < 1:
-        raise ConfigError(f"fc{depth}: depth and model_args.width are at least 1")
+    checks.require(depth >= 1, "the depth is at least 1")
+    checks.positive(width=width)
     layers: list[nn.Module] = [nn.Flatten()]
     inputs = channels * size * size
     for _ in range(depth - 1):

@@ -1,62 +1,57 @@
-"""ResNets for small images, depth 6n+2 (He et al., "Deep Residual Learning", section 4.2).
+"""ResNets for small images (He et al., "Deep Residual Learning", section 4.2).
 
-3×3 stride-1 stem, three stages of n basic blocks, global average pool. Shortcuts that
-change shape are 1×1 convolutions with batch norm; 272,474 parameters for depth 20.
+3×3 stride-1 stem, three stages of n blocks, global average pool: depth 6n+2, or 9n+2 of
+bottlenecks. Shortcuts that change shape are 1×1 convolutions with batch norm; 272,474
+parameters for depth 20. The head has torch's own first weights, convolutions source 002's.
+
+A bottleneck's stage is 4 times as wide as its 3×3 convolutions, the first one too, as in the
+paper's networks. The code behind source 002 leaves that first stage at 16 (4 inside).
 """
 
-from typing import cast
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from pipeline.errors import ConfigError
-
-
-class BasicBlock(nn.Module):
-    """relu(x' + bn(conv(relu(bn(conv(x)))))), x' = x or its projection."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, h, w) → (B, outputs, h/stride, w/stride)."""
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return cast(Tensor, self.relu(y + self.shortcut(x)))
+from trainer.models import checks
+from trainer.models.blocks import BasicBlock, Bottleneck, Place, conv, fan_out, head, places
 
 
-def build(depth: int, *, classes: int, channels: int, size: int, width: int = 16) -> nn.Module:
-    """`width`: channels of the first stage, doubled in each of the next two."""
-    if depth < 8 or (depth - 2) % 6:
-        raise ConfigError(f"cifar-resnet{depth}: the depth is 6n+2, such as 8, 20, 32, 44, 56, 110")
-    if width < 1:
-        raise ConfigError(f"cifar-resnet{depth}: model_args.width = {width}: at least 1")
-    if size < 4:
-        raise ConfigError(f"cifar-resnet{depth} needs inputs of at least 4 px, these are {size}")
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels, width, 3, 1, 1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    ]
-    inputs = width
-    for stage in range(3):
-        outputs = width * 2**stage
-        for block in range((depth - 2) // 6):
-            stride = 2 if stage > 0 and block == 0 else 1
-            layers.append(BasicBlock(inputs, outputs, stride))
-            inputs = outputs
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
-    network = nn.Sequential(*layers)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+def build(
+    depth: int,
+    *,
+    classes: int,
+    channels: int,
+    size: int,
+    width: int = 16,
+    bottleneck: bool = False,
+) -> nn.Module:
+    """`width`: channels of the first stage's 3×3 convolutions, doubled in each of the next two."""
+    count = checks.blocks_per_stage(depth, 9 if bottleneck else 6, 2)
+    checks.positive(width=width)
+    checks.smallest(size, 4)
+    layers = [conv(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    return stages(layers, width, [count] * 3, width, classes, bottleneck)
+
+
+def stages(
+    first: list[nn.Module],
+    inputs: int,
+    counts: Sequence[int],
+    width: int,
+    classes: int,
+    bottleneck: bool,
+) -> nn.Sequential:
+    """All after the `first` layers, which give `inputs` channels."""
+    expansion = 4 if bottleneck else 1
+    outputs = [width * 2**stage * expansion for stage in range(len(counts))]
+    blocks = [_block(place, bottleneck) for place in places(inputs, outputs, counts)]
+    network = nn.Sequential(*first, *blocks, *head(outputs[-1], classes))
+    fan_out(network, (nn.Conv2d,))
     return network
+
+
+def _block(place: Place, bottleneck: bool) -> nn.Module:
+    inputs, outputs, stride = place.inputs, place.outputs, place.stride
+    if bottleneck:
+        return Bottleneck(inputs, outputs, stride, inner=outputs // 4)
+    return BasicBlock(inputs, outputs, stride)
