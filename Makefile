@@ -29,7 +29,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/size.py $(SOURCE)
 	$(BIN)/python benchmarks/prepare.py $(SOURCE)
-	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/loader.py $(SOURCE)
 	$(BIN)/python benchmarks/against_ffcv.py $(SOURCE)
 	$(BIN)/python benchmarks/published_way.py $(SOURCE)
 	$(BIN)/python benchmarks/open.py

@@ -192,9 +192,9 @@ def ours(directory: Path) -> float:
 
     start = time.perf_counter()
     loader = ShardLoader(
-        select(directory), "train", 0, batch_size=BATCH, device=torch.device("cpu"), train=True
+        select(directory), "train", 0, batch_size=BATCH, device=torch.device("cpu")
     )
-    batches = loader.epoch(0, 0)
+    batches = loader.batches(np.random.default_rng(0).permutation(loader.samples))
     images, _ = next(batches)
     took = time.perf_counter() - start
     assert images.shape == (BATCH, 3, SIDE, SIDE)

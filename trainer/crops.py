@@ -176,11 +176,11 @@ class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
 
     def generate_code(self) -> Callable[..., Any]:
         """FFCV compiles the returned function anew for every Loader, so it only calls."""
-        decode_batch, draw_at, largest = _decode_batch, self._draw_at, self._largest()
+        draw_at, largest = self._draw_at, self._largest()
 
         def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
             values, status = memory
-            decode_batch(indices, values, status, metadata, storage_state, draw_at, largest)
+            _decode_batch(indices, values, status, metadata, storage_state, draw_at, largest)
             return values[: len(indices)]
 
         return decode

@@ -28,7 +28,7 @@ _CHUNK = 8  # frames a thread takes at a time: frames differ, and one thread wak
 
 
 @numba.njit(parallel=True, nogil=True, error_model="numpy")
-def _decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: Any) -> None:
+def decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: Any) -> None:
     """Compiled once a process, whatever the number of loaders. One context a thread."""
     threads = numba.get_num_threads()
     contexts = np.empty(threads, np.uint64)
@@ -72,7 +72,6 @@ class PlaneDecoder(Operation):  # type: ignore[misc]
 
     def generate_code(self) -> Callable[..., Any]:
         """FFCV compiles the returned function anew for every Loader, so it only calls."""
-        decode_batch = _decode_batch
 
         def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
             planes, status = memory
