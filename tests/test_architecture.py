@@ -75,7 +75,7 @@ def test_a_wheel_carries_the_data_files_and_works_elsewhere(tmp_path: Path) -> N
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"cli.py", "pipeline/datasets.toml", "trainer/recipes/digits.toml"} <= set(names)
+    assert {"cli.py", "pipeline/datasets.toml", "trainer/recipes/ours/digits.toml"} <= set(names)
 
     env = tmp_path / "env"
     subprocess.run(
