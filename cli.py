@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,19 @@ from pipeline.console import (
     data_options,
     execution_options,
     json_option,
+    prepare_options,
     progress_display,
     runs_option,
 )
 
-_QUEUE_OPTIONS = {"shards", "gpus", "jobs_per_gpu", "jobs"}  # not for the jobs of a queue
+_QUEUE_OPTIONS = {
+    "shards",
+    "gpus",
+    "jobs_per_gpu",
+    "jobs",
+    "seeds",
+    "name",
+}  # not for the jobs of a queue
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
 
@@ -71,49 +80,7 @@ def datasets(as_json: bool) -> None:
 
 @main.command()
 @click.argument("dataset")
-@click.option(
-    "--source",
-    type=PATH,
-    help="The data as you have them, see `spectral datasets` [default: $SPECTRAL_SOURCES/DATASET, "
-    "else ./sources/DATASET].",
-)
-@click.option("--splits", type=int, required=True, help="Number of shards: 1, 4, 16, 36, …")
-@click.option("--size", type=int, help="Side of the resized image in px [default: the data set's].")
-@click.option("--channels", type=int, help="1 (grey) or 3 (RGB) [default: the data set's, else 3].")
-@click.option("--transform", help="dct, dct2 or none [default: dct].")
-@click.option("--layout", help="phase or block [default: phase].")
-@click.option("--codec", help="zstd or raw; with --splits 1 jpeg or raw [default: the first].")
-@click.option(
-    "--step", type=float, help="Quantiser step in grey levels [default: by splits and transform]."
-)
-@click.option("--resize", help="squash, crop or shortest [default: squash].")
-@click.option("--calib", type=float, help="Share of train kept for fusion [default: 0.02].")
-@click.option(
-    "--out", type=PATH, help="Where data sets live [default: $SPECTRAL_DATA, else ./data]."
-)
-@click.option("--workers", type=click.IntRange(min=1), help="Processes [default: one per core].")
-@click.option("--limit", type=int, help="At most so many images per split, spread evenly.")
-@click.option(
-    "--classes",
-    "all_classes",
-    type=click.Choice(["rule", "all"]),
-    default="rule",
-    show_default=True,
-    callback=lambda ctx, param, value: value == "all",
-    help="imagenet21k: the classes of 21K-P, or all.",
-)
-@click.option(
-    "--test-split",
-    is_flag=True,
-    help="CIFAR and Tiny-ImageNet: the source's val becomes test, val is taken from train.",
-)
-@click.option(
-    "--max-bad",
-    type=click.IntRange(min=0),
-    help="Unusable images tolerated [default: 0.1 %, at least 20].",
-)
-@click.option("--overwrite", is_flag=True, help="Remove what is there and start over.")
-@click.option("--report-bad", is_flag=True, help="List the images that cannot be used, and why.")
+@prepare_options
 @json_option
 def prepare(
     dataset: str,
@@ -231,6 +198,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 @click.option("--init-shard", type=int, help="Start from the best weights of this shard.")
 @execution_options
 @click.option("--dry-run", is_flag=True, help="Say what would be trained; write nothing.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Train with so many seeds.")
 @runs_option
 def train(
     shards: str,
@@ -250,6 +218,7 @@ def train(
     jobs_per_gpu: int | None,
     jobs: int | None,
     dry_run: bool,
+    seeds: int,
     **wanted: Any,
 ) -> None:
     """Train one ordinary network per shard.
@@ -260,10 +229,8 @@ def train(
 
     Example: spectral train --shard 0-3 --dataset cifar10 --splits 4 --set epochs=10
     """
-    import os
-
     from trainer.execution import Execution, Interval
-    from trainer.jobs import queue_shards, select_runs, slots_here, train_shard
+    from trainer.jobs import seeded, spread_of, train_shards
     from trainer.selection import parse_shards, runs_root, select
     from trainer.slots import Wanted
 
@@ -276,22 +243,23 @@ def train(
         compile_network=compile_network,
         tensorboard=tensorboard,
     )
-    group = select_runs(prepared, recipe, settings, name, runs_root(runs), init, init_shard)
-    if dry_run:
-        from trainer.dryrun import dry_run as run
-
-        for k in numbers:
-            click.echo("\n".join(run(group, k)))
-        return
     parallel = Wanted(gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs)
-    if parallel.needs_queue(len(numbers), os.environ):
-        same = arguments(click.get_current_context(), without=frozenset(_QUEUE_OPTIONS))
-        for line in queue_shards(group, numbers, parallel, same):
+    groups = seeded(prepared, recipe, settings, name, runs_root(runs), init, init_shard, seeds)
+    for group, changes in groups:
+        if dry_run:
+            from trainer.dryrun import dry_run as run
+
+            lines: Iterator[str] = (line for k in numbers for line in run(group, k))
+        else:
+            same = arguments(click.get_current_context(), without=frozenset(_QUEUE_OPTIONS))
+            same += changes
+            bar = progress_display(False)
+            lines = train_shards(group, numbers, execution, parallel, same, bar)
+        for line in lines:
             click.echo(line)
-        return
-    slots_here(parallel, 1)  # refuses options that make no sense on this machine
-    if line := train_shard(group, numbers[0], execution, progress_display(False)):
-        click.echo(line)
+    if seeds > 1 and not dry_run:
+        for k in numbers:
+            click.echo(spread_of([group for group, _ in groups], k))
 
 
 @main.command()

@@ -97,6 +97,62 @@ data_options = apply(
 runs_option = click.option(
     "--runs", type=PATH, help="Where runs live [default: $SPECTRAL_RUNS, else ./runs]."
 )
+# What is prepared from what, and how
+prepare_options = apply(
+    click.option(
+        "--source",
+        type=PATH,
+        help="The data as you have them, see `spectral datasets` "
+        "[default: $SPECTRAL_SOURCES/DATASET, else ./sources/DATASET].",
+    ),
+    click.option("--splits", type=int, required=True, help="Number of shards: 1, 4, 16, 36, …"),
+    click.option(
+        "--size", type=int, help="Side of the resized image in px [default: the data set's]."
+    ),
+    click.option(
+        "--channels", type=int, help="1 (grey) or 3 (RGB) [default: the data set's, else 3]."
+    ),
+    click.option("--transform", help="dct, dct2 or none [default: dct]."),
+    click.option("--layout", help="phase or block [default: phase]."),
+    click.option("--codec", help="zstd or raw; with --splits 1 jpeg or raw [default: the first]."),
+    click.option(
+        "--step",
+        type=float,
+        help="Quantiser step in grey levels [default: by splits and transform].",
+    ),
+    click.option("--resize", help="squash, crop or shortest [default: squash]."),
+    click.option("--calib", type=float, help="Share of train kept for fusion [default: 0.02]."),
+    click.option(
+        "--out", type=PATH, help="Where data sets live [default: $SPECTRAL_DATA, else ./data]."
+    ),
+    click.option(
+        "--workers", type=click.IntRange(min=1), help="Processes [default: one per core]."
+    ),
+    click.option("--limit", type=int, help="At most so many images per split, spread evenly."),
+    click.option(
+        "--classes",
+        "all_classes",
+        type=click.Choice(["rule", "all"]),
+        default="rule",
+        show_default=True,
+        callback=lambda ctx, param, value: value == "all",
+        help="imagenet21k: the classes of 21K-P, or all.",
+    ),
+    click.option(
+        "--test-split",
+        is_flag=True,
+        help="CIFAR and Tiny-ImageNet: the source's val becomes test, val is taken from train.",
+    ),
+    click.option(
+        "--max-bad",
+        type=click.IntRange(min=0),
+        help="Unusable images tolerated [default: 0.1 %, at least 20].",
+    ),
+    click.option("--overwrite", is_flag=True, help="Remove what is there and start over."),
+    click.option(
+        "--report-bad", is_flag=True, help="List the images that cannot be used, and why."
+    ),
+)
 # How a run is carried out, and how many at a time
 execution_options = apply(
     click.option(

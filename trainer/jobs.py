@@ -17,7 +17,7 @@ from trainer.execution import Execution
 from trainer.loader import check_samples
 from trainer.queue import Entry, Job, Queue
 from trainer.recipe import Recipe
-from trainer.report import figures
+from trainer.report import figures, spread
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
 from trainer.slots import Slot, Wanted, make_slots, visible_devices
@@ -84,6 +84,57 @@ def select_runs(
         data.manifest.check_shard(init_shard)
     path = group_directory(runs, data, name or label)
     return Group(data=data, recipe=recipe, path=path, init=init, init_shard=init_shard)
+
+
+def seeded(
+    data: Prepared,
+    recipe_name: str | None,
+    settings: tuple[str, ...],
+    name: str | None,
+    runs: Path,
+    init: Path | None,
+    init_shard: int | None,
+    seeds: int,
+) -> list[tuple[Group, list[str]]]:
+    """`select_runs` for each of several seeds, from the recipe's own on, with the options that
+    make the same of it on a command line without --seeds and --name.
+    """
+    first = select_runs(data, recipe_name, settings, name, runs, init, init_shard)
+    if seeds == 1:
+        return [(first, [] if name is None else [f"--name={name}"])]
+    found = []
+    for seed in range(first.recipe.seed, first.recipe.seed + seeds):
+        own = f"seed={seed}"
+        folder = None if name is None else f"{name}+{own}"
+        same = (*settings, own)
+        group = select_runs(data, recipe_name, same, folder, runs, init, init_shard)
+        found.append((group, [f"--set={own}"] + ([f"--name={folder}"] if folder else [])))
+    return found
+
+
+def train_shards(
+    group: Group,
+    shards: list[int],
+    execution: Execution,
+    wanted: Wanted,
+    arguments: list[str],
+    progress_bar: ProgressBar,
+) -> Iterator[str]:
+    """Train one shard here, or several in processes of their own; a line of each."""
+    if wanted.needs_queue(len(shards), os.environ):
+        yield from queue_shards(group, shards, wanted, arguments)
+        return
+    slots_here(wanted, 1)  # refuses options that make no sense on this machine
+    if line := train_shard(group, shards[0], execution, progress_bar):
+        yield line
+
+
+def spread_of(groups: list[Group], k: int) -> str:
+    """What shard `k` reached with several seeds, in a line."""
+    found = [
+        RunDir.of(group.path, k).finished(group.recipe, group.data.manifest) for group in groups
+    ]
+    return f"shard {k}, {spread([result for result in found if result])}"
 
 
 def train_shard(group: Group, k: int, execution: Execution, progress_bar: ProgressBar) -> str:

@@ -1,5 +1,6 @@
 """The result of a run or an ensemble in, text for people out."""
 
+import statistics
 from typing import Any
 
 
@@ -10,7 +11,20 @@ def figures(result: dict[str, Any]) -> str:
         for split in ("calib", "val", "test")
         if split in result
     ]
-    return ", ".join([f"{result['epochs']} epochs in {result['train_seconds']:.0f} s", *found])
+    return ", ".join([f"{result['epochs']:g} epochs in {result['train_seconds']:.0f} s", *found])
+
+
+def spread(results: list[dict[str, Any]]) -> str:
+    """Mean ± standard deviation of the accuracy over runs with several seeds, and the median."""
+    parts = []
+    for split in ("val", "test"):
+        if all(split in result for result in results):
+            found = [100 * result[split]["top1"] for result in results]
+            parts.append(
+                f"{split} {statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} %, median "
+                f"{statistics.median(found):.2f} %"
+            )
+    return f"{len(results)} seeds: " + ("; ".join(parts) or "neither val nor test to measure on")
 
 
 def of_total(value: float | None, total: float | None) -> str:
