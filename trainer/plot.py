@@ -65,7 +65,7 @@ def points(rows: list[Row], kind: str, key: str, split: str | None = None) -> Po
     """(steps, values) of the rows that have a number under `key`, by step."""
     found = {
         float(row["step"]): float(row[key])
-        for row in reversed(rows)  # the first at a step counts: a last one is of the best weights
+        for row in rows
         if row["kind"] == kind
         and row.get("split") == split
         and isinstance(row.get(key), int | float)
@@ -101,6 +101,8 @@ def _draw_run(axes: Any, rows: list[Row], colour: Any, name: str, faint: bool) -
     rate.plot(*points(rows, "train", "lr"), color=colour, marker=marker)
     for split, (line, mark) in STYLES.items():
         found = points(rows, "eval", "top1", split)
+        if not len(found[0]):  # measured once, at the end
+            found = points(rows, "final", "top1", split)
         shown = mark if len(found[0]) <= MARKED_UP_TO else None
         accuracy.plot(*found, line, color=colour, marker=shown, markersize=4.5)
 
