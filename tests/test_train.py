@@ -64,7 +64,7 @@ def test_a_run_directory_holds_what_it_should(runs: Path, data: Path) -> None:
     assert [row["split"] for row in rows if row["kind"] == "final"] == ["calib", "val"]
     state = torch.load(run / "last.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state["model"].values())
-    assert state["progress"]["evaluated"] == 3
+    assert state["progress"]["evaluated"] == 15
     result = json.loads((run / "result.json").read_text())
     assert result["val"]["samples"] == 30
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
@@ -407,7 +407,7 @@ def test_a_second_training_of_a_shard_is_refused(data: Path, tmp_path: Path) -> 
                "--shard", "0", *FAST, "--name", "x", "--set", "epochs=500"]  # fmt: skip
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     end = time.monotonic() + 120
-    while not (tmp_path / SUB4 / "x" / "shard_00" / "last.pt").exists():
+    while not (tmp_path / SUB4 / "x" / "shard_00" / "log.jsonl").exists():
         assert first.poll() is None
         assert time.monotonic() < end
         time.sleep(0.05)
