@@ -229,6 +229,9 @@ def train(
 
     Example: spectral train --shard 0-3 --dataset cifar10 --splits 4 --set epochs=10
     """
+    from trainer.stop import leave_when_asked
+
+    leave_when_asked()
     from trainer.execution import Execution, Interval
     from trainer.jobs import seeded, spread_of, train_shards
     from trainer.selection import parse_shards, runs_root, select

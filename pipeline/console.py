@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,10 @@ class Echo(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
-        click.echo(self.format(record), err=True)
+        try:
+            click.echo(self.format(record), err=True)
+        except BrokenPipeError:  # nobody reads on: no reason to end work of days
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as we run
 
 
 def apply(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

@@ -1,9 +1,11 @@
 """Progress of long work: a bar on a terminal, plain lines otherwise."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 Advance = Callable[[int, str], None]
 PLAIN_EVERY = 10.0  # seconds between plain lines
@@ -61,10 +63,17 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
         done += count
         if time.monotonic() - last >= PLAIN_EVERY:
             last = time.monotonic()
-            print(line(note), flush=True)
+            _say(line(note))
 
     yield advance
-    print(f"{what}: {done}{of} {unit} in {time.monotonic() - started:.1f} s", flush=True)
+    _say(f"{what}: {done}{of} {unit} in {time.monotonic() - started:.1f} s")
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # nobody reads on: no reason to end work of days
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as we run
 
 
 def readable(size: float) -> str:

@@ -41,8 +41,8 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
     except (DamagedError, OSError):
         raise
     except Exception as error:  # many types on damaged or foreign files
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedError(f"{path} cannot be loaded as a checkpoint: {first}") from error
+        why = type(error).__name__ if "weights_only" in str(error) else str(error).splitlines()[:1]
+        raise DamagedError(f"{path} cannot be loaded as a checkpoint: {why}") from error
     if not isinstance(state, dict) or "model" not in state:
         raise DamagedError(f"{path} is no checkpoint of this tool: no network in it")
     return state
@@ -50,8 +50,13 @@ def load(path: Path, device: torch.device) -> dict[str, Any]:
 
 def load_newest(path: Path, previous: Path, device: torch.device) -> dict[str, Any] | None:
     """What `save_keeping` left: the one before where the last is damaged, which is said."""
+    if not path.exists():
+        if not previous.exists():
+            return None
+        log.warning("%s is missing; going on from the one before, %s", path, previous.name)
+        return load(previous, device)
     try:
-        return load(path, device) if path.exists() else None
+        return load(path, device)
     except DamagedError as error:
         if not previous.exists():
             raise DamagedError(

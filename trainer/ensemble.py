@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import manifest
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError
 from trainer import fuse
 from trainer.evaluate import metrics, predict_split
 from trainer.files import write_json
@@ -111,6 +111,8 @@ def _all_logits(
             for split in splits:
                 loader = ShardLoader(data, split, k, batch_size=batch, device=device)
                 found, truth = predict_split(network, loader, normaliser)
+                if not torch.isfinite(found).all():
+                    raise DamagedError(f"{run.path}: its answers are not finite; train it again")
                 logits[split].append(found.numpy())
                 labels[split] = truth.numpy()
             advance(1, f"shard {k}")

@@ -26,4 +26,4 @@ def write_beside(path: Path, content: bytes | memoryview) -> Path:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """As indented JSON."""
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())

@@ -4,16 +4,18 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.beton import digest
 from pipeline.catalogue import catalogue
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SpectralError, StoppedError
 from trainer.cookbook import resolve
 from trainer.device import make_deterministic, pick_device
 from trainer.execution import Execution
+from trainer.launch import note_failure
 from trainer.loader import check_samples
 from trainer.queue import Entry, Job, Queue
 from trainer.recipe import Recipe
@@ -24,7 +26,7 @@ from trainer.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.stop import stop_requests
 from trainer.train import ProgressBar, Trainer
 from trainer.watch import watch
-from trainer.world import joined
+from trainer.world import World, joined
 
 log = logging.getLogger(__name__)
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
@@ -79,7 +81,7 @@ def select_runs(
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
     if init is not None:
-        label += f"+init={init.stem}"
+        label += f"+init={init.stem}-{digest(init)[:6]}"  # every run has a best.pt
     if init_shard is not None:
         data.manifest.check_shard(init_shard)
     path = group_directory(runs, data, name or label)
@@ -147,19 +149,22 @@ def train_shard(group: Group, k: int, execution: Execution, progress_bar: Progre
         return f"{run.path}: already finished, {figures(result)}"
     for split in data.manifest.counts:
         if data.manifest.written(split):  # found out now, not after all epochs
-            check_samples(data.shard_path(split, k), data.manifest.written(split))
+            classes, written = len(data.manifest.classes), data.manifest.written(split)
+            check_samples(data.shard_path(split, k), written, classes)
     device = pick_device()
     make_deterministic(execution.deterministic)
     with stop_requests() as stop, joined(device) as world:
         if not world.leads:
             logging.getLogger("trainer").setLevel(logging.ERROR)
             progress_bar = _silent
-        with run.locked() if world.leads else nullcontext():
+        with run.locked() if world.leads else nullcontext(), _noted(run, world):
             weights = group.weights(k)
+            if world.leads:
+                run.check(recipe, data, k, weights)
+            trainer = Trainer(data, k, recipe, run, world, stop, execution, weights)
             if world.leads:
                 run.start(recipe, data, k, weights)
             world.wait()
-            trainer = Trainer(data, k, recipe, run, world, stop, execution, weights)
             result = trainer.train(progress_bar)
     return f"{run.path}: {figures(result)}" if world.leads else ""
 
@@ -189,6 +194,20 @@ def queue_shards(
 def slots_here(wanted: Wanted, jobs: int) -> list[Slot]:
     """Where `jobs` of them run on this machine; ConfigError for what it does not have."""
     return make_slots(wanted, visible_devices(), len(os.sched_getaffinity(0)), jobs)
+
+
+@contextmanager
+def _noted(run: RunDir, world: World) -> Iterator[None]:
+    """Keep why a run failed where `spectral runs` finds it."""
+    try:
+        yield
+    except StoppedError:
+        raise
+    except (SpectralError, OSError) as error:
+        if world.leads:
+            with suppress(OSError):
+                note_failure(run.path, error)
+        raise
 
 
 def _silent(name: str, total: int, unit: str) -> Any:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,9 +56,15 @@ class Kept:
             self._stepper.load_state(content)
             self.progress = Progress(**content["progress"])
             threads, processes = int(content["threads"]), int(content["processes"])
+            step, shard = self.progress.step, self._facts.get("shard")
+            if not (0 <= self.progress.evaluated <= step <= steps and threads > 0):
+                raise ValueError(f"step {step} of {steps}, {threads} threads")
+            if content["shard"] != shard:
+                raise ValueError(f"it is of shard {content['shard']}, not of {shard}")
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             problem = str(error).splitlines()[0]
             raise DamagedError(f"{run.last} does not fit this run: {problem}") from error
+        self._check_best()
         log.info("%s: resuming after step %d of %d", run.path, self.progress.step, steps)
         if processes != world.size:
             log.info("by %d processes, before by %d: sums are rounded otherwise",
@@ -66,6 +73,22 @@ class Kept:
             log.info("set to %d threads as before, for the same rounding", threads)
             torch.set_num_threads(threads)
 
+    def _check_best(self) -> None:
+        """Found out now, not after all steps: the best weights may have been lost."""
+        if self.progress.best_top1 < 0 or self._whole(self.run.best):
+            return
+        log.warning("%s is missing or damaged: the best epoch from here on counts", self.run.best)
+        self.progress.best_top1, self.progress.best_nll = -1.0, float("inf")
+        if self.progress.evaluated:
+            self._save_best()
+
+    def _whole(self, path: Path) -> bool:
+        try:
+            checkpoint.load(path, torch.device("cpu"))
+        except (DamagedError, OSError):
+            return False
+        return True
+
     def keep_if_best(self, found: Metrics | None) -> None:
         """Write best.pt if no epoch before had these figures; always if there are none."""
         state = self.progress
@@ -73,9 +96,12 @@ class Kept:
             if (found.top1, -found.nll) <= (state.best_top1, -state.best_nll):
                 return
             state.best_top1, state.best_nll = found.top1, found.nll
+        self._save_best()
+
+    def _save_best(self) -> None:
         network = self._stepper.evaluated().state_dict()
         if self._world.leads:
-            progress = {"step": state.step}
+            progress = {"step": self.progress.step}
             checkpoint.save(self.run.best, {"model": network, "progress": progress})
 
     def best(self) -> nn.Module:

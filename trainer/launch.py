@@ -167,6 +167,11 @@ def _note(path: Path, text: str) -> None:
         file.write(f"{NOTE}{text}\n")
 
 
+def note_failure(directory: Path, error: Exception) -> None:
+    """For `spectral runs`, of a run without a launcher."""
+    _note(directory / STDERR, f"{FAILED}{error}")
+
+
 def _stderr_path(directory: Path, rank: int) -> Path:
     """stderr.log; stderr_1.log and so on for the other processes of a job."""
     return directory / (STDERR if rank == 0 else f"stderr_{rank}.log")

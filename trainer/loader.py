@@ -158,11 +158,14 @@ class ShardLoader:
         return (channels_first ^ 128).view(torch.int8)
 
 
-def check_samples(path: Path, expected: int) -> int:
-    """Samples of a shard whose tables are whole and agree with the manifest."""
-    reader = BetonReader(path)
-    samples = reader.samples
-    reader.close()
+def check_samples(path: Path, expected: int, classes: int | None = None) -> int:
+    """Samples of a shard whose tables are whole and agree with the manifest; with `classes` each
+    label and pointer is looked at.
+    """
+    with BetonReader(path) as reader:
+        samples = reader.samples
+        if classes is not None:
+            reader.check(classes)
     if samples != expected:
         raise DamagedError(
             f"{path} holds {samples} samples, the manifest says {expected}: run `spectral verify`"

@@ -17,6 +17,7 @@ FAINT_UP_TO = 8  # runs: with more, the raw losses would hide the lines
 STYLES = {"calib": ("-", "o"), "val": ("--", "D"), "test": (":", "s")}
 MARKED_UP_TO = 40  # points of a line; more would hide it
 A_COLUMN = 20  # runs in a column of the legend
+NAMED_UP_TO = 40  # runs; a longer list of names would fill the picture
 
 
 def draw(paths: Sequence[Path], png: Path) -> int:
@@ -122,15 +123,19 @@ def _dress(figure: Any, axes: Any, runs: list[Path], splits: set[str | None]) ->
             accuracy.plot([], [], line, marker=mark, markersize=4.5, color="0.3", label=split)
     if splits & set(STYLES):
         accuracy.legend()
-    if len(runs) > 1:
+    if 1 < len(runs) <= NAMED_UP_TO:
         columns = -(-len(runs) // A_COLUMN)
         figure.legend(*loss.get_legend_handles_labels(), loc="outside right upper", fontsize=8,
                       ncols=columns)  # fmt: skip
         title = os.path.commonpath([str(run.absolute().parent) for run in runs])
+    elif len(runs) > 1:
+        title = os.path.commonpath([str(run.absolute().parent) for run in runs])
+        title += f", {len(runs)} runs"
     else:
         title = str(runs[0].absolute())
     figure.align_ylabels(axes)
-    figure.suptitle("/".join(Path(title).parts[-4:]), fontsize=10)
+    parts = Path(title).parts
+    figure.suptitle("/".join(parts[-4:]).replace("//", "/"), fontsize=10)
 
 
 def _colours(count: int) -> list[Any]:

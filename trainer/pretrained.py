@@ -30,7 +30,7 @@ def start_from(network: nn.Module, path: Path) -> None:
             log.info("%s: %s starts anew, %s", path, name, _shapes(found.get(name), own[name]))
             found[name] = own[name]
     kernel = f"{stem}.weight"
-    if kernel in found and found[kernel].shape != own[kernel].shape:
+    if kernel in found and found[kernel].ndim == 4 and found[kernel].shape != own[kernel].shape:
         log.info("%s: %s is refitted, %s", path, kernel, _shapes(found[kernel], own[kernel]))
         found[kernel] = refit_kernel(found[kernel], own[kernel].shape)
     _check(path, found, own)
@@ -65,12 +65,15 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
     except OSError:
         raise
     except Exception as error:  # many types on damaged or foreign files
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DamagedError(f"--init {path} cannot be loaded as plain tensors: {first}") from error
+        raise DamagedError(
+            f"--init {path} cannot be loaded as plain tensors ({type(error).__name__})"
+        ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise DamagedError(f"--init {path}: no state dict of a network in it")
     return {name.removeprefix("module."): value for name, value in content.items()}
 

@@ -1,11 +1,14 @@
 """What a recipe may say: values in, a checked `Recipe` out."""
 
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 import tomli_w
 
 from pipeline.errors import ConfigError
+
+_LARGEST = 1024  # px; of a shift or a square
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +108,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         for key in ("shift", "cutout"):
-            _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "at least 0 px")
+            value = getattr(self, key)
+            _require(0 <= value <= _LARGEST, f"augment.{key}", value, f"0 to {_LARGEST} px")
         _require(0 <= self.erasing <= 1, "augment.erasing", self.erasing, "in [0, 1]")
         for key in ("dual_cutout", "mixup", "cutmix", "ricap"):
             _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "at least 0")
@@ -207,7 +211,9 @@ def _value(kind: Any, value: Any, key: str) -> Any:
             raise ConfigError(f"recipe: {key} is a table, not {value!r}")
         return build(kind, value, f"{key}.")
     if kind is float and type(value) is int:
-        return float(value)
+        value = float(value)
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"recipe: {key} = {value}: must be finite")
     if kind == list[float] and type(value) is list:
         return [_value(float, entry, key) for entry in value]
     wanted = getattr(kind, "__origin__", kind)

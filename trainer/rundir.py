@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,28 +67,55 @@ class RunDir:
         """The result, if this recipe was trained to the end on this data; else None."""
         if result := self.result:
             self._check(recipe, data)
-            if not self.best.exists():
+            if not {"epochs", "steps", "train_seconds"} <= result.keys():
                 raise DamagedError(
-                    f"{self.best} is missing from a finished run: remove {self.path} and train "
-                    "this shard again"
+                    f"{self.path / 'result.json'} is damaged: remove it and run the same again"
+                )
+            if not zipfile.is_zipfile(self.best):
+                raise DamagedError(
+                    f"{self.best} of a finished run is missing or damaged: remove {self.path} and "
+                    "train this shard again"
                 )
         return result
 
     def start(self, recipe: Recipe, data: Prepared, k: int, weights: Path | None) -> None:
-        """Create it, or check that what is there was made with this recipe, data and start.
+        """Write down what it is made from, once it is sure that it can be.
 
         `weights`: the file that the network starts from, if not from random ones.
         """
-        self._check(recipe, data.manifest)
         if not (self.path / manifest.NAME).exists():
             data.manifest.save(self.path)
-        self._check_origin(data, k, weights)
+        write_json(self.path / "origin.json", _origin(data, k, weights))
         (self.path / "recipe.toml").write_text(recipe.toml())
         write_json(self.path / "versions.json", versions())
 
+    def check(self, recipe: Recipe, data: Prepared, k: int, weights: Path | None) -> None:
+        """Refuse it if what is there was made with another recipe, other data, another start; and
+        files of the shard that are not what was prepared, where they are new here or changed.
+        """
+        self._check(recipe, data.manifest)
+        path = self.path / "origin.json"
+        recorded, found = _read_json(path) or {"files": {}}, _origin(data, k, weights)
+        if not isinstance(recorded.get("files"), dict):
+            raise DamagedError(f"{path} is damaged: remove it, then the shard is checked anew")
+        if recorded.get("weights", found["weights"]) != found["weights"]:
+            raise ConfigError(
+                f"{self.path} was started from other weights (--init, --init-shard): say the same "
+                "again, or give this run another --name"
+            )
+        for name, stamp in found["files"].items():
+            file = data.directory / name
+            if recorded["files"].get(name) != stamp and (
+                digest(file) != data.manifest.files[name]["digest"]
+            ):
+                raise DamagedError(
+                    f"{file} is not what was prepared: copy it again from where it is whole, see "
+                    "`spectral verify`"
+                )
+
     def _check(self, recipe: Recipe, data: Manifest) -> None:
         recorded = self.path / "recipe.toml"
-        if recorded.exists() and recorded.read_text() != recipe.toml():
+        if recorded.exists() and recorded.read_bytes() != recipe.toml().encode():
             raise ConfigError(
                 f"{self.path} was started with another recipe (see recipe.toml there): "
                 "give this one another --name"
@@ -98,28 +126,6 @@ class RunDir:
                 f"{self.path} was trained on other data, or the data was prepared again since: "
                 "give this run another --name, or remove the directory"
             )
-
-    def _check_origin(self, data: Prepared, k: int, weights: Path | None) -> None:
-        """Refuse a shard or first weights that changed since the run was started."""
-        path, shard = self.path / "origin.json", data.shard_path("train", k)
-        written = data.manifest.files[data.manifest.shard("train", k)]
-        recorded = _read_json(path)
-        found = {"shard": _stamp(shard), "weights": None if weights is None else digest(weights)}
-        if recorded is None:
-            write_json(path, found)
-            return
-        if recorded["weights"] != found["weights"]:
-            raise ConfigError(
-                f"{self.path} was started from other weights (--init, --init-shard): say the same "
-                "again, or give this run another --name"
-            )
-        if recorded["shard"] != found["shard"]:  # copied since, or changed
-            if digest(shard) != written["digest"]:
-                raise DamagedError(
-                    f"{shard} changed since {self.path} was started: copy it again from where it "
-                    "is whole, see `spectral verify`"
-                )
-            write_json(path, found)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -143,10 +149,16 @@ class RunDir:
         write_json(self.path / "result.json", result)
 
 
-def _stamp(path: Path) -> list[int]:
-    """What changes when a file is written: size, and time in ns."""
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+def _origin(data: Prepared, k: int, weights: Path | None) -> dict[str, Any]:
+    """The shard's files with what changes when one is written, size and time in ns; and the
+    digest of the first weights.
+    """
+    names = [data.manifest.shard(s, k) for s in data.manifest.counts if data.manifest.written(s)]
+    stamps = {name: (data.directory / name).stat() for name in names}
+    return {
+        "files": {name: [found.st_size, found.st_mtime_ns] for name, found in stamps.items()},
+        "weights": None if weights is None else digest(weights),
+    }
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -155,7 +167,9 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise DamagedError(f"{path} is damaged: {error}; remove it to evaluate again") from error
+        raise DamagedError(
+            f"{path} is damaged: {error}; remove it and run the same again"
+        ) from error
     return content if isinstance(content, dict) else None
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.errors import StoppedError
+
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -20,6 +22,16 @@ class StopRequest:
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler: only take note, whoever trains looks between two steps."""
         self.name = signal.Signals(number).name
+
+
+def leave_when_asked() -> None:
+    """Until there is something to save, the signals end the process at once, with their status."""
+    for number in _SIGNALS:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(StoppedError.exit_status)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ augmentation are functions of (seed, epoch, step), it ends with the same weights
 """
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
@@ -161,7 +162,7 @@ class Trainer:
         # for dropout and the like, which draw from torch's own state
         seed_torch((self.recipe.seed << 32) + (state.step << 8) + self.world.rank, values.device)
         inputs, targets = self.augmenter(values, labels, epoch, state.step)
-        loss = self.stepper.step(inputs, targets, self._rate(), self.plan.batch)
+        loss = self.stepper.step(inputs, targets, self._rate(state.step), self.plan.batch)
         self.meter.add(loss, self.plan.batch)
         state.step += 1
         state.bad_in_a_row = 0 if loss is not None else state.bad_in_a_row + 1
@@ -177,7 +178,7 @@ class Trainer:
         step, wanted = self.progress.step, _NOTHING
         if self.stop:
             wanted = _STOP
-        elif self._due.after(step):
+        elif self._due.after(step) and not self.progress.bad_in_a_row:
             wanted = _SAVE
         elif self._epoch_ends or self.meter.age >= LOG_SECONDS:
             wanted = _LOG
@@ -196,8 +197,8 @@ class Trainer:
             f"{self.progress.step} of {self.steps}, all is saved: the same command goes on"
         )
 
-    def _rate(self) -> float:
-        recipe, at = self.recipe, self.progress.step
+    def _rate(self, at: int) -> float:
+        recipe = self.recipe
         peak, per_epoch = recipe.optimizer.lr, self.plan.steps
         return lr_at(recipe.schedule, peak, at, steps=self.steps, per_epoch=per_epoch)
 
@@ -209,11 +210,20 @@ class Trainer:
             if found is None:
                 self.kept.save()
                 raise self._stopped()
+            self._check_finite(str(split), found)
         state.evaluated = state.step
         if found is not None:
             self._log_evaluation("eval", str(split), found)
         if found or state.step == self.steps:
             self.kept.keep_if_best(found)
+
+    def _check_finite(self, split: str, found: Metrics) -> None:
+        """A network that is no longer one must not count as trained."""
+        if not math.isfinite(found.nll):
+            raise DivergedError(
+                f"{self.run.path}: the network's answers on {split} are not finite after step "
+                f"{self.progress.step}: remove the directory, and try a lower optimizer.lr"
+            )
 
     def _evaluate(self, split: Feed) -> Metrics | None:
         """None if a stop was asked for meanwhile."""
@@ -251,7 +261,7 @@ class Trainer:
             "train",
             step=state.step,
             epoch=round(state.step / self.plan.steps, 4),
-            lr=self._rate(),
+            lr=self._rate(state.step - 1),  # of the last step
             nan_grads=state.nan_grads,
             **figures,
         )
@@ -291,6 +301,7 @@ class Trainer:
                 found = self._evaluate(self._loader(split, self._own_batch))
                 if found is None:
                     raise self._stopped()
+                self._check_finite(split, found)
                 result[split] = asdict(found)
                 self._log_evaluation("final", split, found)
         if self.world.leads:

@@ -4,7 +4,9 @@ Each takes its share of every global batch, so that what is trained does not dep
 many there are. Without torchrun's variables it is one process, and nothing is set up.
 """
 
+import ctypes
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 
+_SET_PDEATHSIG, _GET_PDEATHSIG = 1, 2  # of prctl(2)
 _GROUP = 4  # samples that mixing draws its partners from stay together, see trainer.mixing
 
 
@@ -68,6 +71,15 @@ def launched() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+def _end_with_parent() -> None:
+    """Save and stop when torchrun is gone, which would leave its processes behind; those of our
+    own launcher are tied to it already.
+    """
+    libc, signals = ctypes.CDLL(None), ctypes.c_int()
+    if libc.prctl(_GET_PDEATHSIG, ctypes.byref(signals)) == 0 and not signals.value:
+        libc.prctl(_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """The processes of this job, connected: NCCL between GPUs, gloo between CPUs."""
@@ -81,6 +93,7 @@ def joined(device: torch.device) -> Iterator[World]:
             f"WORLD_SIZE is set, but not all of torchrun's variables are ({error}): start it by "
             "torchrun, or unset WORLD_SIZE"
         ) from error
+    _end_with_parent()
     if device.type == "cuda":
         dist.init_process_group("nccl", device_id=device)
     else:
