@@ -266,6 +266,30 @@ def train(
 
 
 @main.command()
+@click.argument("words", nargs=-1)
+@json_option
+def recipes(words: tuple[str, ...], as_json: bool) -> None:
+    """List the recipes that come with the tool, or show one.
+
+    WORDS choose: those whose line of the list holds all of them. `show NAME` prints all values of
+    one recipe and the file that each is from. --json prints names; of one, values and origins.
+
+    \b
+    Example: spectral recipes cifar-zoo cosine
+             spectral recipes show cifar-zoo/batch-size@4096-lr1.6-800
+    """  # noqa: D301 - click wants the control character
+    from trainer.browse import chosen, shown, table, values
+
+    if words[:1] == ("show",):
+        if len(words) != 2:
+            raise click.UsageError("show takes the NAME of one recipe")
+        click.echo(json.dumps(values(words[1]), indent=1) if as_json else shown(words[1]))
+        return
+    rows = chosen(words)
+    click.echo(json.dumps([row[0] for row in rows], indent=1) if as_json else table(rows))
+
+
+@main.command()
 @data_options
 @_recipe_option
 @runs_option

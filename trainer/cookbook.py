@@ -43,6 +43,7 @@ def resolve(name: str, settings: tuple[str, ...] = ()) -> Resolved:
         _apply(values, key, value)
         origins[key] = "--set"
         parts.append(f"{key}={value}".replace("/", "_"))
+    _require_network(path, values)
     return Resolved(recipe=build(Recipe, values), label="+".join(parts), origins=origins)
 
 
@@ -106,9 +107,15 @@ def _find(stem: str) -> Path:
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _loaded(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {path} is no valid TOML: {error}") from error
+
+
+@cache
+def _loaded(text: str) -> dict[str, Any]:
+    """Kept, since a list of all recipes needs each file dozens of times: not to be changed."""
+    return tomllib.loads(text)
 
 
 def _merged(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -122,7 +129,7 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[st
             raise ConfigError(f"recipe {path} extends itself, through {base}")
         values, origins = _merged(parent, (*seen, parent))
     own = {key: value for key, value in content.items() if key not in _OWN_KEYS}
-    _change(values, origins, dict(_flat(own)), _title(path))
+    _change(values, origins, dict(flat(own)), _title(path))
     return values, origins
 
 
@@ -134,21 +141,29 @@ def _parent(path: Path, base: str) -> Path:
     return _find(base)
 
 
+def _require_network(path: Path, values: dict[str, Any]) -> None:
+    """A file that leaves the network to its variants is nothing without one."""
+    variants = _parsed(path).get("variants", {})
+    if "model" not in values and variants:
+        known = ", ".join(f"{path.stem}@{variant}" for variant in variants)
+        raise ConfigError(f"recipe {_title(path)} takes a variant: one of {known}")
+
+
 def _variant(path: Path, variant: str) -> dict[str, Any]:
     variants = _parsed(path).get("variants", {})
     if variant not in variants:
         known = ", ".join(variants) or "none"
         raise ConfigError(f"recipe {_title(path)} has no variant {variant!r}; it has {known}")
-    return dict(_flat(variants[variant]))
+    return dict(flat(variants[variant]))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values that are no tables; an empty table stays one."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield prefix + key, {} if value == {} else value  # not the file's own, which is kept
 
 
 def _change(
