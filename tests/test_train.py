@@ -227,9 +227,16 @@ def test_loader_threads_end_with_the_epoch(data: Path) -> None:
 def test_a_damaged_sample_is_an_error_that_names_it(
     data: Path, tmp_path: Path, damage: str
 ) -> None:
-    """Within seconds, though FFCV decodes in a thread of its own; never garbage."""
+    """Within seconds, though FFCV decodes in a thread of its own; never garbage. Found at the
+    start where the file was written to, else (bits rot) when the sample is read.
+    """
     copy = Path(shutil.copytree(data / SUB4, tmp_path / "copy"))
     path = copy / "train" / "shard_00.beton"
+    assert train(copy, tmp_path / "runs", "--shard", 0).returncode == 0
+    run = tmp_path / "runs" / "toy" / "copy" / LABEL / "shard_00"
+    for file in ("result.json", "last.pt", "previous.pt"):
+        (run / file).unlink(missing_ok=True)
+    written = path.stat()
     with BetonReader(path) as reader:
         rows_at = reader.rows["f0"].__array_interface__["data"][0]
         base = np.frombuffer(reader._map, np.uint8).__array_interface__["data"][0]
@@ -251,6 +258,10 @@ def test_a_damaged_sample_is_an_error_that_names_it(
         content[pointer : pointer + len(frame)] = frame
         content[row + 8 : row + 12] = len(frame).to_bytes(4, "little")
     path.write_bytes(content)
+    done = train(copy, tmp_path / "runs", "--shard", 0)
+    assert done.returncode == 1
+    assert damage == "pointer" or f"{path} is not what was prepared" in done.stderr
+    os.utime(path, ns=(written.st_atime_ns, written.st_mtime_ns))
     loader = ShardLoader(Prepared(copy, manifest.load(copy)), "train", 0, batch_size=16, device=CPU)
     started = time.monotonic()
     with pytest.raises(DamagedError, match=rf"{path}: sample 37 cannot be read") as error:
@@ -259,7 +270,7 @@ def test_a_damaged_sample_is_an_error_that_names_it(
     assert ("another size" in str(error.value)) == (damage == "swap")
     done = train(copy, tmp_path / "runs", "--shard", 0)
     assert done.returncode == 1
-    assert "sample 37 cannot be read" in done.stderr
+    assert f"sample 37 {'points to' if damage == 'pointer' else 'cannot be read'}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -291,11 +302,24 @@ def test_a_truncated_or_missing_shard_is_refused_by_name(
     assert "is missing" in done.stderr
 
 
-def test_a_loss_that_is_no_number_stops_the_run(data: Path, tmp_path: Path) -> None:
-    done = train(data / SUB4, tmp_path, "--shard", 0, "--set", "optimizer.lr=1e30",
-                 "--set", "batch_size=2")  # fmt: skip
+@pytest.mark.parametrize(
+    ("every", "message"),
+    [
+        (0, "answers on calib are not finite after step 47"),
+        (100, "not finite in 50 steps in a row"),
+    ],
+)
+def test_a_network_that_is_no_number_any_more_never_counts_as_trained(
+    data: Path, tmp_path: Path, every: int, message: str
+) -> None:
+    settings = ("optimizer.lr=1e30", "batch_size=2", f"eval_every={every}")
+    changes = [word for setting in settings for word in ("--set", setting)]
+    done = train(data / SUB4, tmp_path, "--shard", 0, *changes, "--name", "x")
     assert done.returncode == 1
-    assert "not finite in 50 steps in a row" in done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / SUB4 / "x" / "shard_00" / "result.json").exists()
+    listed = spectral_here("runs", "--runs", tmp_path, "--json")
+    assert json.loads(listed.stdout)[0]["state"] == "failed"
 
 
 def test_the_data_set_is_chosen_or_the_choices_are_listed(data: Path, tmp_path: Path) -> None:
@@ -428,7 +452,7 @@ def test_a_finished_run_without_its_network_says_what_to_do(
     (copy / SUB4 / LABEL / "shard_01" / "best.pt").unlink()
     done = train(data / SUB4, copy, "--shard", 1)
     assert done.returncode == 1
-    assert "best.pt is missing from a finished run: remove" in done.stderr
+    assert "best.pt of a finished run is missing or damaged: remove" in done.stderr
 
 
 def test_damage_in_val_is_found_before_training(data: Path, tmp_path: Path) -> None:

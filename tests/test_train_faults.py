@@ -1,0 +1,141 @@
+"""Run directories and shards that are not as they should be: said, and what to do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.beton import BetonReader
+from tests.conftest import SUB4, Done, spectral_here
+
+OPTIONS = ("--recipe", "digits", "--name", "x", "--set", "epochs=3", "--set", "batch_size=16",
+           "--set", "model=fc2", "--set", "model_args.width=8", "--save-every", "1")  # fmt: skip
+
+
+def train(data: Path, runs: Path, *options: object) -> Done:
+    return spectral_here("train", "--data", data, "--runs", runs, "--shard", 0, *OPTIONS, *options)
+
+
+def directory(data: Path, runs: Path) -> Path:
+    return runs / data.parent.name / data.name / "x" / "shard_00"
+
+
+@pytest.fixture
+def prepared(data: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(data / SUB4, tmp_path / "toy" / "copy"))
+
+
+def relabel(path: Path, label: int) -> None:
+    """Write another label to sample 5, which no checksum of a frame covers."""
+    with BetonReader(path) as reader:
+        base = np.frombuffer(reader._map, np.uint8).__array_interface__["data"][0]
+        at = reader.rows["f1"].__array_interface__["data"][0] - base + 5 * reader.rows.itemsize
+    content = bytearray(path.read_bytes())
+    content[at : at + 8] = label.to_bytes(8, "little")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("split", ["train", "calib", "val"])
+def test_a_changed_label_is_found_before_training(
+    prepared: Path, tmp_path: Path, split: str
+) -> None:
+    """At the first start, of any split; one that is no class is named."""
+    path = prepared / split / "shard_00.beton"
+    relabel(path, 1)
+    done = train(prepared, tmp_path / "runs")
+    assert done.returncode == 1
+    assert f"{path} is not what was prepared" in done.stderr
+    relabel(path, 77)
+    done = train(prepared, tmp_path / "runs")
+    assert f"{path}: the label of sample 5 is 77" in done.stderr
+
+
+def test_a_refused_command_leaves_the_directory_to_the_next(prepared: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(b"garbage")
+    for wrong in (("--set", "model_args.width=0"), ("--init", weights)):
+        assert train(prepared, tmp_path / "runs", *wrong).returncode == 1
+    done = train(prepared, tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage"])
+def test_a_lost_best_pt_is_said_and_the_run_can_end(
+    prepared: Path, tmp_path: Path, damage: str
+) -> None:
+    assert train(prepared, tmp_path / "runs").returncode == 0
+    run = directory(prepared, tmp_path / "runs")
+    (run / "result.json").unlink()
+    if damage == "missing":
+        (run / "best.pt").unlink()
+    else:
+        (run / "best.pt").write_bytes(b"garbage")
+    done = train(prepared, tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "best.pt is missing or damaged" in done.stderr
+    best, last = (torch.load(run / f, weights_only=True)["model"] for f in ("best.pt", "last.pt"))
+    assert all(torch.equal(best[name], last[name]) for name in last)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("recipe.toml", b"\xff\xfe", "another recipe"),
+        ("origin.json", b'{"shard": 1}', "origin.json is damaged: remove it"),
+        ("origin.json", b'{"files": 1}', "origin.json is damaged: remove it"),
+        ("result.json", b'{"shard": 1}', "result.json is damaged: remove it"),
+        ("manifest.json", b"{}", "manifest.json"),
+    ],
+)
+def test_damaged_small_files_are_stated(
+    prepared: Path, tmp_path: Path, file: str, content: bytes, message: str
+) -> None:
+    assert train(prepared, tmp_path / "runs").returncode == 0
+    run = directory(prepared, tmp_path / "runs")
+    if file != "result.json":
+        (run / "result.json").unlink()
+    (run / file).write_bytes(content)
+    done = train(prepared, tmp_path / "runs")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("threads", 0, "0 threads"),
+        ("shard", 3, "it is of shard 3, not of 0"),
+        ("progress", {"step": 10**6, "evaluated": 10**6}, "step 1000000 of"),
+        ("progress", {"step": "x"}, "does not fit this run"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(
+    prepared: Path, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    assert train(prepared, tmp_path / "runs").returncode == 0
+    run = directory(prepared, tmp_path / "runs")
+    (run / "result.json").unlink()
+    state = torch.load(run / "last.pt", weights_only=True)
+    state[key] = {**state[key], **value} if isinstance(value, dict) else value
+    torch.save(state, run / "last.pt")
+    done = train(prepared, tmp_path / "runs")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_last_pt_the_one_before_is_used(prepared: Path, tmp_path: Path) -> None:
+    assert train(prepared, tmp_path / "runs").returncode == 0
+    run = directory(prepared, tmp_path / "runs")
+    before = json.loads((run / "result.json").read_text())["val"]
+    (run / "result.json").unlink()
+    (run / "last.pt").unlink()
+    done = train(prepared, tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "last.pt is missing; going on from the one before" in done.stderr
+    assert json.loads((run / "result.json").read_text())["val"] == before
