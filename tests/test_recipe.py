@@ -58,6 +58,18 @@ def test_settings_change_values_and_the_label() -> None:
     assert label.startswith("cifar-resnet20+epochs=3+optimizer.lr=1")
 
 
+def test_settings_replace_what_excludes_them() -> None:
+    """A run lasts epochs or iterations; arguments belong to their network."""
+    short = resolve("cifar-resnet20", ("iterations=7",)).recipe
+    assert (short.epochs, short.iterations) == (0, 7)
+    long = resolve("resnet20x1", ("epochs=7",)).recipe
+    assert (long.epochs, long.iterations) == (7, 0)
+    assert resolve("preact20x4").recipe.model_args
+    other = resolve("preact20x4", ("model_args.width=9", "model=cifar-resnet8")).recipe
+    assert other.model_args == {"width": 9}
+    assert resolve("preact20x4", ("model=cnn",)).recipe.model_args == {}
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
@@ -69,7 +81,7 @@ def test_settings_change_values_and_the_label() -> None:
         ("epochs=2.5", "must be of type int"),
         ("epochs=true", "must be of type int"),
         ("epochs=0", "epochs = 0: must be at least 1"),
-        ("iterations=5", "or else iterations, and not both"),
+        ("iterations=5 epochs=5", "or else iterations, and not both"),
         ("augment.dual_cutout=0.1", "0 without cutout"),
         ("repeats=0", "1 to batch_size"),
         ("batch_size=1", "at least 2"),
@@ -86,7 +98,7 @@ def test_settings_change_values_and_the_label() -> None:
 )
 def test_wrong_settings_are_refused(setting: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        resolve("cifar-resnet20", (setting,))
+        resolve("cifar-resnet20", tuple(setting.split()))
 
 
 def test_wrong_files_are_refused(tmp_path: Path) -> None:

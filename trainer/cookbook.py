@@ -38,11 +38,9 @@ def resolve(name: str, settings: tuple[str, ...] = ()) -> Resolved:
     if variant is not None:
         _change(values, origins, _variant(path, variant), f"{_title(path)}@{variant}")
         parts = [f"{path.stem}@{variant}"]
-    for setting in settings:
-        key, value = _parse_setting(setting)
-        _apply(values, key, value)
-        origins[key] = "--set"
-        parts.append(f"{key}={value}".replace("/", "_"))
+    given = [_parse_setting(setting) for setting in settings]
+    _change(values, origins, dict(given), "--set")
+    parts += [f"{key}={value}".replace("/", "_") for key, value in given]
     _require_network(path, values)
     return Resolved(recipe=build(Recipe, values), label="+".join(parts), origins=origins)
 
@@ -169,9 +167,13 @@ def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _change(
     values: dict[str, Any], origins: dict[str, str], changes: dict[str, Any], origin: str
 ) -> None:
+    """Apply them; what they put in the place of others, these lose."""
+    if "model" in changes and values.get("model") not in (None, changes["model"]):
+        values.pop("model_args", None)  # those of another network
+    for key, other in (("epochs", "iterations"), ("iterations", "epochs")):
+        if changes.get(key) and other not in changes:
+            values.pop(other, None)  # a run lasts one or the other
     for key, value in changes.items():
-        if key == "model" and values.get("model") not in (None, value):
-            values.pop("model_args", None)  # those of another network
         _apply(values, key, value)
         origins[key] = origin
 
