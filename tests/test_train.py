@@ -9,11 +9,15 @@ import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import trainer.meter
+import trainer.train
 from pipeline import manifest
 from pipeline.beton import BetonReader
 from pipeline.errors import DamagedError
@@ -28,6 +32,7 @@ from tests.conftest import (
     spectral_here,
     write_class_folders,
 )
+from trainer.evaluate import evaluate
 from trainer.loader import ShardLoader
 from trainer.selection import Prepared
 
@@ -68,6 +73,44 @@ def test_a_run_directory_holds_what_it_should(runs: Path, data: Path) -> None:
     assert json.loads((run / "versions.json").read_text())["torch"] == torch.__version__
     assert manifest.load(run).digest == manifest.load(data / SUB4).digest
     assert not list(run.glob("*.partial"))
+
+
+def test_iterations_their_evaluations_and_the_speed_of_the_last(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Source 003's protocol. The time of evaluations is not that of the steps."""
+    late = [0]
+
+    def long_evaluation(*given: Any) -> Any:
+        late[0] += 1000
+        return evaluate(*given)
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
+    monkeypatch.setattr(trainer.meter, "time", clock)
+    monkeypatch.setattr(trainer.train, "evaluate", long_evaluation)
+    monkeypatch.setattr(trainer.train, "TIMED_STEPS", 4)
+    settings = (
+        "--set",
+        "epochs=0",
+        "--set",
+        "iterations=12",
+        "--set",
+        "eval_every=5",
+        "--name",
+        "x",
+    )
+    done = train(data / SUB4, tmp_path, "--shard", 2, *settings)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / SUB4 / "x" / "shard_02"
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [5, 10, 12]
+    steps = {row["step"]: row["images_per_s"] for row in rows if row["kind"] == "train"}
+    assert list(steps) == [5, 8, 10, 12]
+    result = json.loads((run / "result.json").read_text())
+    assert (result["steps"], result["nan_grads"]) == (12, 0)
+    expected = 60 * 4 / (2 * 16 / steps[10] + 2 * 16 / steps[12])
+    assert result["train_seconds"] < 1000
+    assert result["steps_per_minute"] == pytest.approx(expected, rel=0.05)
 
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing(data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run is; kept in its checkpoint. `evaluated`: the step whose figures are known."""
+    """How far a run is; kept in its checkpoint. `evaluated`: the step whose figures are known;
+    `seconds`: of training, without evaluation; `timed_from`: those before the steps whose
+    speed is reported.
+    """
 
     step: int = 0
     evaluated: int = 0
@@ -29,6 +32,7 @@ class Progress:
     best_top1: float = -1.0
     best_nll: float = float("inf")
     seconds: float = 0.0
+    timed_from: float = 0.0
 
 
 class Kept:

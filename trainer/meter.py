@@ -16,9 +16,10 @@ class Meter:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._start()
+        self.restart()
 
-    def _start(self) -> None:
+    def restart(self) -> None:
+        """Leave out what was since the last row."""
         self._began, self._waited = time.monotonic(), 0.0
         self._images = 0
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._world.device)
@@ -56,7 +57,7 @@ class Meter:
             "wait": round(self._waited / seconds, 4),
             "memory_mb": round(self._peak_memory() / 1e6, 1),
         }
-        self._start()
+        self.restart()
         return found
 
     def _peak_memory(self) -> int:

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 Advance = Callable[[int, str], None]
 ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
 MAX_BAD_STEPS = 50  # in a row, with gradients that are not finite
+TIMED_STEPS = 5000  # the last ones, whose speed is reported (source 003)
 LOG_SECONDS = 10.0
 # What is due after a step; each includes those before it
 _NOTHING, _LOG, _SAVE, _STOP = range(4)
@@ -81,6 +82,7 @@ class Trainer:
         self.steps = total_steps(recipe, self.plan)
         self.augmenter = make_augmenter(recipe, data, k, self.plan, self.normaliser)
         self._every = recipe.eval_every or self.plan.steps
+        self._timed = min(self.steps, TIMED_STEPS)
 
     def train(self, progress_bar: ProgressBar) -> dict[str, Any]:
         """All steps that are left, then the final evaluation; the result is written too."""
@@ -118,6 +120,15 @@ class Trainer:
         return self.progress.step % self.plan.steps == 0 or self.progress.step == self.steps
 
     @property
+    def _next_evaluation(self) -> int:
+        """The step after which the next one is due."""
+        return min((self.progress.evaluated // self._every + 1) * self._every, self.steps)
+
+    @property
+    def _timing_begins(self) -> bool:
+        return self.progress.step == self.steps - self._timed
+
+    @property
     def _name(self) -> str:
         return f"{self.data.described} shard {self.k}"
 
@@ -136,10 +147,11 @@ class Trainer:
         self.meter, self._due = Meter(self.world), Due(self.execution.save_every)
         with progress_bar(self._name, self.steps - self.progress.step, "steps") as advance:
             while self.progress.evaluated < self.steps:
-                until = (self.progress.evaluated // self._every + 1) * self._every
-                while self.progress.step < min(until, self.steps):
-                    self._train_epoch(min(until, self.steps), advance)
+                until = self._next_evaluation
+                while self.progress.step < until:
+                    self._train_epoch(until, advance)
                 self._choose(split, chooser)
+                self.meter.restart()
         self.kept.save()
         return self._final()
 
@@ -180,7 +192,12 @@ class Trainer:
             wanted = _STOP
         elif self._due.after(step) and not self.progress.bad_in_a_row:
             wanted = _SAVE
-        elif self._epoch_ends or self.meter.age >= LOG_SECONDS:
+        elif (
+            self._epoch_ends
+            or self._timing_begins
+            or step == self._next_evaluation
+            or self.meter.age >= LOG_SECONDS
+        ):
             wanted = _LOG
         wanted = self.world.highest(wanted)
         if wanted >= _LOG:
@@ -256,6 +273,8 @@ class Trainer:
     def _log_training(self) -> None:
         state = self.progress
         state.seconds += self.meter.age
+        if self._timing_begins:
+            state.timed_from = state.seconds
         figures = self.meter.row()
         self.logbook.row(
             "train",
@@ -294,6 +313,9 @@ class Trainer:
             "steps": state.step,
             "nan_grads": state.nan_grads,
             "train_seconds": round(state.seconds, 1),
+            "steps_per_minute": round(
+                60 * self._timed / max(state.seconds - state.timed_from, 1e-9), 1
+            ),
             "parameters": sum(p.numel() for p in network.parameters()),
         }
         for split in self.data.manifest.counts:
