@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.transforms import v2
 
 from pipeline import transforms
+from pipeline.errors import ConfigError
 from pipeline.options import Preparation, preparation
 from pipeline.splitter import Splitter
 from trainer import mixing
@@ -136,6 +138,38 @@ def test_random_erasing_has_the_areas_and_ratios_of_its_paper() -> None:
     assert abs(area.mean() - theirs.prod(axis=1).mean() / 56**2) < 0.01
     ratio = np.log(height[chosen] / width[chosen])
     assert abs(ratio.std() - np.log(theirs[:, 0] / theirs[:, 1]).std()) < 0.03
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
+def test_policies_are_torchvision_s_on_each_image_by_its_own_seed(name: str, channels: int) -> None:
+    """Whoever holds the share, and whatever torch's own state, which stays as it is."""
+    prep = preparation("any", 1, size=32)
+    augment = Augment(horizontal_flip=False, policy=name, policy_operations=3, policy_magnitude=12)
+    values, labels = batch(12, 32)
+    values = values[:, :channels]
+    whole = augmenter(augment, 12, prep=prep)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    found, _ = whole(values, labels, 2, 9)
+    assert torch.get_rng_state().equal(before)
+    parts = [
+        augmenter(augment, 12, share, prep=prep)(values[share], labels[share], 2, 9)[0]
+        for share in (slice(0, 5), slice(5, 12))
+    ]
+    assert found.equal(torch.cat(parts))
+    theirs = {
+        "randaugment": v2.RandAugment(num_ops=3, magnitude=12, fill=128),
+        "trivialaugment": v2.TrivialAugmentWide(fill=128),
+    }[name]
+    for image, changed, seed in zip(values, found, whole.draw(2, 9).seeds, strict=True):
+        torch.manual_seed(int(seed))
+        grey = (image.to(torch.int16) + 128).to(torch.uint8)
+        assert theirs(grey).equal((changed + 128).to(torch.uint8))
+    assert len(whole.draw(2, 9).seeds.tolist()) == 12
+    assert not found.equal(values.float())
+    with pytest.raises(ConfigError, match="for whole images"):
+        augmenter(augment)
 
 
 def rng(seed: int) -> np.random.Generator:

@@ -7,7 +7,8 @@ What is exact on a plane (`pipeline.transforms.flip_sign`): a flip of the image 
 the plane times ±1 for every plane of `dct2`; of `dct` only for k divisible by p, while a
 rotation by 180° is exact for all of its planes. A flip that is not exact on the plane at hand
 is left out. A shift of a plane by one pixel is a shift of the image by p pixels; a smaller one
-does not exist on a plane. Erasing and mixing act on any plane as they do on an image.
+does not exist on a plane. Erasing and mixing act on any plane as they do on an image; a policy
+(RandAugment, TrivialAugment) is for whole images alone.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from pipeline.options import Preparation
 from pipeline.transforms import flip_sign
-from trainer import mixing
+from trainer import mixing, policy
 from trainer.mixing import Targets
 from trainer.recipe import Augment
 
@@ -39,12 +40,14 @@ _DRAWS = 1  # sets these streams apart from those that order the samples
 @dataclass(frozen=True)
 class Draws:
     """For each image of a share: flips (B, 3) bool, shifts (B, 2) px, boxes (B, n, 4) px =
-    (top, bottom, left, right); numpy on the CPU. `rng` goes on to what the whole batch shares.
+    (top, bottom, left, right), a policy's seeds (B,); numpy on the CPU. `rng` goes on to what the
+    whole batch shares.
     """
 
     flips: NDArray[np.bool_]
     shifts: NDArray[np.int64]
     boxes: NDArray[np.int64]
+    seeds: NDArray[np.int64]
     rng: np.random.Generator
 
 
@@ -67,6 +70,7 @@ class Augmenter:
         self.augment, self.seed, self._normalise = augment, seed, normalise
         self.batch_size, self._share = batch_size, share
         self.size = prep.input_shape[1:]
+        self._policy = policy.make_policy(augment, prep)
         self.signs = {
             flip: flip_sign(prep.p, prep.transform, k, flip) if prep.splits > 1 else 1
             for flip in _FLIPS
@@ -81,6 +85,8 @@ class Augmenter:
         """
         draws = self.draw(epoch, step)
         inputs = self._moved(values.float(), draws)
+        if self._policy is not None:
+            inputs = policy.apply(self._policy, inputs, draws.seeds)
         inputs = self._normalise(inputs)
         if draws.boxes.size:
             boxes = torch.from_numpy(draws.boxes).to(inputs.device)
@@ -103,7 +109,8 @@ class Augmenter:
             boxes = np.concatenate([boxes, self._cutouts(rng)], axis=1)
         if self.augment.erasing:
             boxes = np.concatenate([boxes, self._erasings(rng)], axis=1)
-        return Draws(flips[share], shifts[share], boxes[share], rng)
+        seeds = rng.integers(0, 2**63, batch if self._policy is not None else 0)
+        return Draws(flips[share], shifts[share], boxes[share], seeds[share], rng)
 
     def _cutouts(self, rng: np.random.Generator) -> NDArray[np.int64]:
         """Squares with their centre anywhere on the plane (DeVries & Taylor), (B, 1, 4)."""

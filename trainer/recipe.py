@@ -93,6 +93,8 @@ class Augment:
     difference between the logits of two views with a square each, 0 for one view. `erasing`:
     share of images of which a rectangle is set to 0. `mixup`, `cutmix`, `ricap`: the Beta
     distribution's parameter, 0 for none; of mixup and cutmix together each step takes one.
+    `policy`: none, randaugment (of `policy_operations` at `policy_magnitude`, 0 to 30) or
+    trivialaugment, torchvision's; for whole images only.
     """
 
     horizontal_flip: bool = True
@@ -105,6 +107,9 @@ class Augment:
     mixup: float = 0.0
     cutmix: float = 0.0
     ricap: float = 0.0
+    policy: str = "none"
+    policy_operations: int = 2
+    policy_magnitude: int = 9
 
     def __post_init__(self) -> None:
         for key in ("shift", "cutout"):
@@ -113,6 +118,10 @@ class Augment:
         _require(0 <= self.erasing <= 1, "augment.erasing", self.erasing, "in [0, 1]")
         for key in ("dual_cutout", "mixup", "cutmix", "ricap"):
             _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "at least 0")
+        _one_of(self.policy, "augment.policy", ("none", "randaugment", "trivialaugment"))
+        operations, magnitude = self.policy_operations, self.policy_magnitude
+        _require(1 <= operations <= 10, "augment.policy_operations", operations, "1 to 10")
+        _require(0 <= magnitude <= 30, "augment.policy_magnitude", magnitude, "0 to 30")
         squares = self.cutout or not self.dual_cutout
         _require(bool(squares), "augment.dual_cutout", self.dual_cutout, "0 without cutout")
         alone = not self.ricap or not (self.mixup or self.cutmix)
