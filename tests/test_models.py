@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from pipeline.errors import ConfigError
 from trainer import models
@@ -241,6 +242,29 @@ def test_padded_shortcuts_average_and_fill_with_zeros(side: int, half: int) -> N
     assert y.shape == (2, 5, half, half)
     torch.testing.assert_close(y[:, :3, 1, 1], x[:, :, 2:4, 2:4].mean((2, 3)))
     assert not y[:, 3:].any()
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50", 16)])
+def test_stochastic_depth_leaves_branches_out_image_by_image(name: str, blocks: int) -> None:
+    """More often the deeper the block, never in evaluation; what stays is scaled up."""
+    sizes: dict[str, Any] = {"classes": 3, "channels": 3, "size": 32, "width": 4}
+    dropped = models.build(name, stochastic_depth=0.6, **sizes)
+    plain = models.build(name, **sizes)
+    plain.load_state_dict(dropped.state_dict())
+    inputs = torch.randn(64, 3, 32, 32)
+    assert dropped.eval()(inputs).equal(plain.eval()(inputs))
+    found = [m for m in dropped.modules() if isinstance(m, StochasticDepth)]
+    shares = [0.6 * i / (blocks - 1) for i in range(blocks)]
+    assert [m.p for m in found] == pytest.approx(shares)
+    block = dropped.layer4[1].train()
+    maps = torch.randn(4000, 4 * 8 * (1 if name == "resnet18" else 4), 1, 1)
+    p, block.relu = block.drop.p, nn.Identity()
+    branch = (block(maps) - maps).flatten(1)
+    block.drop.p = 0.0
+    whole = (block(maps) - maps).flatten(1)
+    gone = branch.eq(0).all(dim=1)
+    assert abs(gone.float().mean().item() - p) < 0.03
+    torch.testing.assert_close(branch[~gone], whole[~gone] / (1 - p), atol=1e-4, rtol=1e-4)
 
 
 def test_dense_layers_add_to_what_there_is() -> None:

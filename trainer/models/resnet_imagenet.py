@@ -5,11 +5,13 @@ give way to one 3×3 stride-1 convolution, as the published Spectral ImageNet co
 He et al., "Deep Residual Learning"; Xie et al., "Aggregated Residual Transformations".
 """
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import StochasticDepth
 
 from trainer.models import checks
 from trainer.models.blocks import SMALL_INPUT, fan_out
@@ -25,18 +27,53 @@ DEPTHS = tuple(BLOCKS)
 _WIDTH = 64  # torchvision's
 
 
-def build(depth: int, *, classes: int, channels: int, size: int, width: int = _WIDTH) -> nn.Module:
+class DroppedBasicBlock(BasicBlock):  # type: ignore[misc]
+    """torchvision's, whose branch is left out for some images in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) → (B, outputs, h/stride, w/stride)."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return _joined(self, y, x)
+
+
+class DroppedBottleneck(Bottleneck):  # type: ignore[misc]
+    """torchvision's, whose branch is left out for some images in training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, h, w) → (B, outputs, h/stride, w/stride)."""
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        y = self.bn3(self.conv3(y))
+        return _joined(self, y, x)
+
+
+def build(
+    depth: int,
+    *,
+    classes: int,
+    channels: int,
+    size: int,
+    width: int = _WIDTH,
+    stochastic_depth: float = 0.0,
+) -> nn.Module:
     """Global average pool, so any size of at least 8 px works.
 
     `width`: channels of the first stage's 3×3 convolutions, doubled in each of the next three.
+    `stochastic_depth`: the share of images without the last block's branch (Huang et al.); it
+    grows linearly from the first block on, where it is none.
     """
     checks.one_of(depth, DEPTHS)
     checks.positive(width=width)
+    checks.share(stochastic_depth=stochastic_depth)
     checks.smallest(size, 8)
-    block = BasicBlock if depth < 50 else Bottleneck
+    plain = (BasicBlock, DroppedBasicBlock) if depth < 50 else (Bottleneck, DroppedBottleneck)
+    block = plain[stochastic_depth > 0]
     network = torchvision.models.ResNet(block, BLOCKS[depth], num_classes=classes)
     if width != _WIDTH:
-        _widen(network, depth, width)
+        _widen(network, block, BLOCKS[depth], width)
+    if stochastic_depth:
+        _drop(network, block, stochastic_depth)
     return _with_stem(network, channels, size)
 
 
@@ -66,12 +103,24 @@ def _with_stem(network: torchvision.models.ResNet, channels: int, size: int) -> 
     return cast(nn.Module, network)
 
 
-def _widen(network: torchvision.models.ResNet, depth: int, width: int) -> None:
+def _drop(network: nn.Module, block: type[nn.Module], most: float) -> None:
+    blocks = [module for module in network.modules() if isinstance(module, block)]
+    for index, module in enumerate(blocks):
+        module.drop = StochasticDepth(most * index / (len(blocks) - 1), "row")
+
+
+def _joined(block: Any, branch: Tensor, x: Tensor) -> Tensor:
+    identity = x if block.downsample is None else block.downsample(x)
+    return cast(Tensor, block.relu(block.drop(branch) + identity))
+
+
+def _widen(
+    network: torchvision.models.ResNet, block: type[nn.Module], counts: Sequence[int], width: int
+) -> None:
     """All stages made anew from torchvision's blocks; it has no argument for their width."""
-    block = BasicBlock if depth < 50 else Bottleneck
     network.bn1 = nn.BatchNorm2d(width)
     network.inplanes = width
-    for stage, count in enumerate(BLOCKS[depth]):
+    for stage, count in enumerate(counts):
         layer = network._make_layer(block, width * 2**stage, count, stride=2 if stage else 1)
         fan_out(layer)
         setattr(network, f"layer{stage + 1}", layer)
