@@ -12,8 +12,7 @@ from typing import Any
 
 _HERE = Path(__file__).parent
 _PAGE = _HERE / "recipes.md"
-_KEYS = {"document", "table", "row", "dataset", "splits", "size", "figure", "recipe", "reason",
-         "measured"}  # fmt: skip
+_KEYS = {"document", "table", "row", "dataset", "splits", "size", "figure", "recipe", "measured"}
 _TITLES = {
     "001": "Spectral ImageNet (`spectral-imagenet/`)",
     "002": "PyTorch image classification (`cifar-zoo/`)",
@@ -28,7 +27,7 @@ _INTRO = """\
     spectral recipes show cifar-zoo/lars@4096-lr0.02-200        # every value, and where it is from
     spectral train --dataset cifar10 --splits 4 --shard all --recipe cifar-zoo/vgg15
 
-{count} rows, {with_recipe} of them with a recipe. What comes after the @ is a variant of the file.
+{count} rows, each with its recipe. What comes after the @ is a variant of the file.
 The comment at the head of each file says which rows it is for, what they report and what is a
 choice of ours; `--dataset` and `--splits` say what it is trained on (`sub4`: `--splits 4`; whole
 images where there is none). Shifts and Cutout's squares are in pixels of the plane. "Here" is what
@@ -43,15 +42,12 @@ def load() -> list[Row]:
     for row in rows:
         if unknown := set(row) - _KEYS:
             raise ValueError(f"rows.toml: {row['row']}: unknown {', '.join(sorted(unknown))}")
-        if ("recipe" in row) == ("reason" in row):
-            raise ValueError(f"rows.toml: {row['row']}: either a recipe or a reason")
     return rows
 
 
 def page(rows: list[Row]) -> str:
     """The whole of recipes.md."""
-    trained = sum("recipe" in row for row in rows)
-    parts = [_INTRO.format(count=len(rows), with_recipe=trained)]
+    parts = [_INTRO.format(count=len(rows))]
     for document, of_document in groupby(rows, lambda row: row["document"]):
         parts.append(f"\n## {document}: {_TITLES[document]}\n")
         for table, of_table in groupby(of_document, lambda row: row["table"]):
@@ -73,8 +69,7 @@ def _line(row: Row) -> str:
     data = row["dataset"]
     data += f", {row['size']} px" if "size" in row else ""
     data += f", sub{row['splits']}" if "splits" in row else ""
-    recipe = f"`{row['recipe']}`" if "recipe" in row else f"none: {row['reason']}"
-    return f"| {row['row']} | {data} | {row['figure']} | {recipe} | {here(row)} |\n"
+    return f"| {row['row']} | {data} | {row['figure']} | `{row['recipe']}` | {here(row)} |\n"
 
 
 def main(arguments: list[str]) -> int:

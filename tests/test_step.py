@@ -44,7 +44,7 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
     return max((one[name].double() - other[name].double()).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "half"])
 def test_a_step_with_gradients_that_are_not_finite_changes_nothing(precision: str) -> None:
     """Neither weights nor momenta nor the running statistics, which forward has spoilt by then;
     and the next step is as if it had not been.
@@ -67,6 +67,24 @@ def test_a_step_with_gradients_that_are_not_finite_changes_nothing(precision: st
         assert largest_difference(copied(disturbed), copied(calm)) == 0
         assert disturbed.ema is not None
         assert disturbed.ema.n_averaged == 2
+
+
+def test_half_is_float16_throughout() -> None:
+    """What small steps are lost in: 1 + 2⁻¹² is 1 there."""
+    stepper = Stepper(network(), recipe(precision="half", ema=0.5), ALONE)
+    assert stepper.step(*batch(), lr=0.1, batch=12) is not None
+    kept = [*stepper.network.state_dict().values(), *stepper.state()["ema"].values()]
+    kept += [v for state in stepper.optimizer.state.values() for v in state.values()]
+    assert {v.dtype for v in kept if v.is_floating_point()} == {torch.float16}
+    assert not stepper.scaler.is_enabled()
+    bn = next(m for m in stepper.network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    with torch.no_grad():
+        bn.weight.fill_(1.0)
+    assert bn.weight.grad is not None
+    bn.weight.grad.fill_(2.0**-12)
+    stepper.optimizer.param_groups[0].update(lr=1.0, momentum=0.0, weight_decay=0.0)
+    stepper.optimizer.step()
+    assert (bn.weight == 1).all()
 
 
 def test_float16_overflow_halves_the_scale_until_steps_count() -> None:

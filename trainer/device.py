@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 _CGROUP = Path("/sys/fs/cgroup")
-_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "half": torch.float16}
 
 
 def pick_device() -> torch.device:

@@ -140,7 +140,8 @@ class Recipe:
     that one GPU takes at once (0: all): gradients of several are added up, and batch norm sees one
     at a time (ghost batch norm). `repeats`: how often each image is in a batch, augmented
     otherwise each time; an epoch has as many steps as ever. `loss`: `ce`, cross-entropy, or `bce`,
-    binary cross-entropy of each class. `precision`: auto, fp32, bf16 or fp16 (with loss scaling).
+    binary cross-entropy of each class. `precision`: auto, fp32, bf16, fp16 (with loss scaling) or
+    half (weights, batch norm and optimiser in float16 too, no scaling: apex' O3, a comparison).
     `ema`: decay a step of the averaged weights that are then evaluated and kept, 0 for none.
     `sync_bn`: batch norm over all GPUs.
     """
@@ -175,7 +176,8 @@ class Recipe:
         _require(
             0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
         )
-        _one_of(self.precision, "precision", ("auto", "fp32", "bf16", "fp16"))
+        known = ("auto", "fp32", "bf16", "fp16", "half")
+        _one_of(self.precision, "precision", known)
         _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
 
     def toml(self) -> str:

@@ -33,11 +33,14 @@ class Stepper:
         self._format = torch.channels_last if last else torch.contiguous_format
         if recipe.sync_bn and world.size > 1:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        self.network = network.to(device).to(memory_format=self._format)
+        pure = recipe.precision == "half"
+        self.network = network.to(device, torch.float16 if pure else None)
+        self.network.to(memory_format=self._format)
         self.ema = self._averaged() if recipe.ema else None
         self.optimizer = optim.build(self.network, recipe.optimizer)
         self._dtype = autocast_dtype(recipe.precision, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self._dtype == torch.float16)
+        scaled = self._dtype == torch.float16 and not pure
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self._statistics = [b for b in self.network.buffers() if b is not None]
         self._before = [buffer.clone() for buffer in self._statistics]
         compiled = cast(nn.Module, torch.compile(network)) if compile_network else network
