@@ -37,6 +37,16 @@ _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where an image lies: fields as in the rows of an index."""
+
+    file: int
+    member: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Container:
     """A file or folder that holds images. `path` is relative to the source ("" is itself).
 

@@ -7,24 +7,14 @@ read in order or in groups (gzip, Parquet, arrays) the parent reads and feeds (`
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import Container
+from pipeline.index import Container, Place
 
+ReadPlace = Callable[[Place], bytes]
 FED = ("gzip", "parquet", "array")
 _OPEN_FILES = 64
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an image lies: fields as in the rows of an index."""
-
-    file: int
-    member: str
-    offset: int
-    size: int
 
 
 class Reader:
@@ -83,7 +73,7 @@ class Feeder:
             self._file = place.file
         return self._read(place)
 
-    def _opened(self, file: int) -> "ReadPlace":
+    def _opened(self, file: int) -> ReadPlace:
         container = self.containers[file]
         path = self.root / container.path
         if container.kind == "gzip":
@@ -97,6 +87,3 @@ class Feeder:
         from pipeline.sources.arrays import open_array
 
         return open_array(path, container)
-
-
-ReadPlace = Callable[[Place], bytes]

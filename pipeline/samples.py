@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.beton import PARTIAL
 from pipeline.errors import DamagedError
-from pipeline.index import SPLITS, Container, Index
-from pipeline.reading import Place
+from pipeline.index import SPLITS, Container, Index, Place
 
 NAME = "samples.parquet"
 WRITTEN, QUARANTINED = "written", "quarantined"

@@ -12,9 +12,9 @@ from pipeline.beton import BetonReader
 from pipeline.codec import decode_plane, decode_whole
 from pipeline.errors import BadImageError, SourceError
 from pipeline.imaging import load
-from pipeline.index import SPLITS, Container
+from pipeline.index import SPLITS, Container, Place
 from pipeline.manifest import Manifest
-from pipeline.reading import FED, Feeder, Place, Reader
+from pipeline.reading import FED, Feeder, Reader
 from pipeline.splitter import Splitter
 from pipeline.statistics import psnr
 from pipeline.worker import ERROR_UNIT

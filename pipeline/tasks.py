@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.index import Index
+from pipeline.index import Index, Place
 from pipeline.options import Preparation
-from pipeline.reading import Feeder, Place
+from pipeline.reading import Feeder
 from pipeline.worker import Task
 
 CHUNK_BYTES = 32 << 20  # of pixels that one task decodes

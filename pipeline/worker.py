@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from pipeline.codec import Payloads, decode_whole, encoder
 from pipeline.errors import BadImageError, SpectralError, describe
 from pipeline.imaging import load
-from pipeline.index import Container
+from pipeline.index import Container, Place
 from pipeline.kernels.moments import add_moments
 from pipeline.options import Preparation
-from pipeline.reading import Place, Reader
+from pipeline.reading import Reader
 from pipeline.splitter import Splitter
 
 ERROR_UNIT = 1 << 20

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.index import SPLITS, Scan, Summary
-from pipeline.reading import Feeder, Place, Reader
+from pipeline.index import SPLITS, Place, Scan, Summary
+from pipeline.reading import Feeder, Reader
 from pipeline.sources import recognise
 from tests.conftest import photograph
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.index import Index, Scan
+from pipeline.index import Index, Place, Scan
 from pipeline.options import preparation
-from pipeline.reading import Place
 from pipeline.sources import gzipped, recognise
 from pipeline.sources.tar import is_tar
 from pipeline.splits import assign

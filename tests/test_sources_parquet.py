@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.index import Container, Scan
+from pipeline.index import Container, Place, Scan
 from pipeline.options import Preparation
-from pipeline.reading import Place
 from pipeline.sources import recognise
 from pipeline.sources.parquet import open_parquet
 from pipeline.splits import assign

@@ -13,8 +13,8 @@ import pytest
 from scipy.io import savemat
 
 from pipeline.errors import SourceError
-from pipeline.index import Scan, Summary
-from pipeline.reading import Feeder, Place, Reader
+from pipeline.index import Place, Scan, Summary
+from pipeline.reading import Feeder, Reader
 from pipeline.sources import recognise
 from pipeline.sources.tar import walk
 from tests.conftest import ROOT, photograph

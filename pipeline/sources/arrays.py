@@ -2,19 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.index import Container
+from pipeline.index import Container, Place
 from pipeline.sources import cifar_files, idx
 
-if TYPE_CHECKING:
-    from pipeline.reading import Place
 
-
-def open_array(path: Path, container: Container) -> "Callable[[Place], bytes]":
+def open_array(path: Path, container: Container) -> Callable[[Place], bytes]:
     """Loads the array once; a row of it as height x width x channels bytes."""
     if container.form == "idx":
         rows = idx.read_rows(path)
@@ -25,7 +21,7 @@ def open_array(path: Path, container: Container) -> "Callable[[Place], bytes]":
     if rows.shape[1] != height * width * channels:
         raise SourceError(f"{path} has changed: images were {height} x {width} when it was indexed")
 
-    def read(place: "Place") -> bytes:
+    def read(place: Place) -> bytes:
         if place.offset >= len(rows):
             raise SourceError(f"{path} has become shorter since it was indexed")
         planes = rows[place.offset].reshape(channels, height, width)

@@ -7,18 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
-from pipeline.index import Container, Scan, some
+from pipeline.index import Container, Place, Scan, some
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, natural, only
-
-if TYPE_CHECKING:
-    from pipeline.reading import Place
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -66,13 +63,13 @@ class Parquet(Source):
         scan.finish(keys, dict(zip(keys, names, strict=True)) if names else None)
 
 
-def open_parquet(path: Path, container: Container) -> "Callable[[Place], bytes]":
+def open_parquet(path: Path, container: Container) -> Callable[[Place], bytes]:
     """Reads one row group after the other and keeps the last; a null image has no bytes."""
     with _named(path):
         file = pq.ParquetFile(path)
     group, images = -1, pa.chunked_array([], pa.binary())
 
-    def read(place: "Place") -> bytes:
+    def read(place: Place) -> bytes:
         nonlocal group, images
         if place.offset != group:
             with _named(path):
