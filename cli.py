@@ -9,27 +9,11 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.console import (
-    PATH,
-    Echo,
-    Group,
-    arguments,
-    data_options,
-    execution_options,
-    json_option,
-    prepare_options,
-    progress_display,
-    runs_option,
-)
+from pipeline.console import PATH, Echo, Group, json_option, prepare_options, progress_display
+from trainer.console import arguments, data_options, execution_options, runs_option
 
-_QUEUE_OPTIONS = {
-    "shards",
-    "gpus",
-    "jobs_per_gpu",
-    "jobs",
-    "seeds",
-    "name",
-}  # not for the jobs of a queue
+# of a command line, not for the jobs of its queue
+_QUEUE_OPTIONS = {"shards", "gpus", "jobs_per_gpu", "jobs", "seeds", "name"}
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
 

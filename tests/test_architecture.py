@@ -11,8 +11,18 @@ import pytest
 from tests.conftest import ROOT
 
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
-# turns an image into its planes, and `zstd`, the one library for frames.
-SHARED = {"beton", "catalogue", "errors", "imaging", "manifest", "options", "transforms", "zstd"}
+# turns an image into its planes, `zstd`, the one library for frames, and the `console` of both.
+SHARED = {
+    "beton",
+    "catalogue",
+    "console",
+    "errors",
+    "imaging",
+    "manifest",
+    "options",
+    "transforms",
+    "zstd",
+}
 HEAVY = {"torch", "ffcv", "numba", "torchvision"}
 
 
