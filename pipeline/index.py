@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DamagedError, SourceError
-from pipeline.manifest import sync_directory
+from pipeline.files import sync_directory
 
 SPLITS = ("train", "calib", "val", "test")
 BATCH_ROWS = 1 << 16

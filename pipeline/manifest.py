@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
 from pipeline.errors import ConfigError, DamagedError
+from pipeline.files import sync_directory, write_whole
 from pipeline.options import Preparation
 
 SCHEMA = 2
@@ -74,12 +74,7 @@ class Manifest:
         """Write beside, sync, rename."""
         content = {"schema": SCHEMA, **asdict(self), "digest": ""}
         content["digest"] = _digest(content)
-        partial = directory / (NAME + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(_dump(content))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(directory / NAME)
+        write_whole(directory / NAME, _dump(content).encode())
         sync_directory(directory)
 
 
@@ -142,12 +137,3 @@ def _dump(content: dict[str, Any]) -> str:
 def _digest(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames within `directory` survive a power cut."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

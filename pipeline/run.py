@@ -24,6 +24,7 @@ from pipeline.beton import digest, image_field
 from pipeline.beton_writer import BetonWriter, Mark, publish
 from pipeline.commits import Commits
 from pipeline.errors import SourceError
+from pipeline.files import sync_directory
 from pipeline.index import SPLITS, Index
 from pipeline.journal import Journal, Record
 from pipeline.options import Preparation
@@ -71,7 +72,7 @@ class Run:
                     publish(self.directory / name)
                 self._write_samples(outcomes)
         for split in self._splits():
-            manifest.sync_directory(self.directory / split)
+            sync_directory(self.directory / split)
 
     def _recall(self, record: Record) -> None:
         """Take in a record of the journal."""
@@ -98,7 +99,7 @@ class Run:
         with ExitStack() as stack:
             writers = {split: self._writers(split, stack) for split in self._splits()}
             for split in writers:
-                manifest.sync_directory(self.directory / split)
+                sync_directory(self.directory / split)
             sync = partial(_sync, writers, outcomes)
             commits = Commits(journal, partial(self._record, writers, outcomes), sync)
             stack.enter_context(closing(commits))

@@ -11,12 +11,14 @@ import pytest
 from tests.conftest import ROOT
 
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
-# turns an image into its planes, `zstd`, the one library for frames, and the `console` of both.
+# turns an image into its planes, `zstd`, the one library for frames, and what
+# both need, `console` and `files`.
 SHARED = {
     "beton",
     "catalogue",
     "console",
     "errors",
+    "files",
     "imaging",
     "manifest",
     "options",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.errors import DamagedError
-from trainer.files import write_beside, write_whole
+from pipeline.files import write_beside, write_whole
 
 log = logging.getLogger(__name__)
 

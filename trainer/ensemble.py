@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline import manifest
 from pipeline.errors import ConfigError, DamagedError
+from pipeline.files import write_json
 from trainer import fuse
 from trainer.evaluate import metrics, predict_split
-from trainer.files import write_json
 from trainer.loader import ShardLoader
 from trainer.network import load_network, recipe_of
 from trainer.normalise import Normaliser

@@ -21,8 +21,8 @@ from typing import Any
 from pipeline import __version__, manifest
 from pipeline.beton import digest
 from pipeline.errors import ConfigError, DamagedError
+from pipeline.files import write_json
 from pipeline.manifest import Manifest
-from trainer.files import write_json
 from trainer.recipe import Recipe
 from trainer.selection import Prepared
 

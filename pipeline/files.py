@@ -1,4 +1,4 @@
-"""Content in, a file that is whole or absent out."""
+"""Content in, a file that is whole or absent out, after a power cut too."""
 
 import json
 import os
@@ -27,3 +27,12 @@ def write_beside(path: Path, content: bytes | memoryview) -> Path:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """As indented JSON."""
     write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames within `directory` survive a power cut."""
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
