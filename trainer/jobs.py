@@ -15,7 +15,6 @@ from pipeline.errors import ConfigError, SpectralError, StoppedError
 from trainer.cookbook import resolve
 from trainer.device import make_deterministic, pick_device
 from trainer.execution import Execution
-from trainer.launch import note_failure
 from trainer.loader import check_samples
 from trainer.queue import Entry, Job, Queue
 from trainer.recipe import Recipe
@@ -23,6 +22,7 @@ from trainer.report import figures, spread
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
 from trainer.slots import Slot, Wanted, make_slots, visible_devices
+from trainer.stderr import note_failure
 from trainer.stop import stop_requests
 from trainer.train import ProgressBar, Trainer
 from trainer.watch import watch

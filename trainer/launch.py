@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import StoppedError
+from trainer import stderr
 from trainer.slots import Slot, environments
 
-STDERR = "stderr.log"
 FAILED_GRACE = 5.0  # seconds that the other processes have when one has failed
 STOP_GRACE = 60.0  # seconds to write a checkpoint and end, when asked to
 # A terminal sends Ctrl-C to all of the group; a second one would disturb those that are ending
 INTERRUPT_DELAY = 1.0
 STOPPED = StoppedError.exit_status
 INTERRUPTED = 130
-NOTE, FAILED = "--- ", "failed: "  # how the launcher's own lines in stderr.log begin
 _TETHER = Path(__file__).with_name("tether.py")
 _QUOTED = 1 << 16  # bytes at the end of what a process said in which its error is looked for
 
@@ -43,7 +42,7 @@ class Ended:
         """What stands in the job's stderr.log, for people and for `spectral runs`."""
         if self.status in (0, STOPPED):
             return "stopped" if self.status else "finished"
-        return f"{FAILED}{self.error}"
+        return f"{stderr.FAILED}{self.error}"
 
 
 class Launched:
@@ -55,8 +54,8 @@ class Launched:
         self._first_failed: int | None = None
         self._asked: set[int] = set()
         self._due: list[tuple[float, int]] = []
-        self._stderr = [_stderr_path(directory, rank) for rank in range(slot.processes)]
-        _note(self._stderr[0], f"{time.strftime('%F %T')} {shlex.join(command)}")
+        self._stderr = [stderr.path_of(directory, rank) for rank in range(slot.processes)]
+        stderr.note(self._stderr[0], f"{time.strftime('%F %T')} {shlex.join(command)}")
         self._starts = [path.stat().st_size if path.exists() else 0 for path in self._stderr]
         self._processes: list[subprocess.Popen[bytes]] = []
         tethered = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command]
@@ -79,7 +78,7 @@ class Launched:
                 self._end_within(STOP_GRACE if asked else FAILED_GRACE)
         if None not in statuses:
             ended = self._ended()
-            _note(self._stderr[0], ended.described)
+            stderr.note(self._stderr[0], ended.described)
             return ended
         if time.monotonic() > self._deadline:
             self._signal(signal.SIGKILL)
@@ -155,26 +154,11 @@ class Launched:
         return (errors or [line.strip() for line in lines if line.strip()] or [""])[-1]
 
 
-def _start(command: list[str], env: dict[str, str], stderr: Path) -> subprocess.Popen[bytes]:
-    with stderr.open("ab") as file:
+def _start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
         return subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file
         )
-
-
-def _note(path: Path, text: str) -> None:
-    with path.open("a") as file:
-        file.write(f"{NOTE}{text}\n")
-
-
-def note_failure(directory: Path, error: Exception) -> None:
-    """For `spectral runs`, of a run without a launcher."""
-    _note(directory / STDERR, f"{FAILED}{error}")
-
-
-def _stderr_path(directory: Path, rank: int) -> Path:
-    """stderr.log; stderr_1.log and so on for the other processes of a job."""
-    return directory / (STDERR if rank == 0 else f"stderr_{rank}.log")
 
 
 def _base() -> dict[str, str]:

@@ -14,7 +14,8 @@ from types import FrameType
 from typing import Any, Self
 
 from pipeline.errors import SpectralError, StoppedError, describe
-from trainer.launch import STDERR, STOPPED, Ended, Launched
+from trainer import stderr
+from trainer.launch import STOPPED, Ended, Launched
 from trainer.runlog import NAME, Follower
 from trainer.slots import Slot
 
@@ -75,7 +76,7 @@ class Entry:
         if ended.status == STOPPED:
             self.state = State.STOPPED
         elif ended.status:
-            self.fail(f"{ended.error} (more in {self.job.directory / STDERR})")
+            self.fail(f"{ended.error} (more in {stderr.path_of(self.job.directory)})")
         else:
             self.state = State.FINISHED
         return self.slot

@@ -6,7 +6,6 @@ Nothing here is sure to be whole: a run may be under way, cut short, damaged, or
 import fcntl
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, describe
-from trainer.launch import FAILED, NOTE, STDERR
+from trainer import stderr
 from trainer.report import duration, of_total
 from trainer.runlog import NAME, Status, status
 
 log = logging.getLogger(__name__)
-_LAST = 1 << 12  # bytes of stderr.log in which its last line lies
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,16 +149,11 @@ def is_running(directory: Path) -> bool:
 
 
 def _failure(directory: Path) -> str | None:
-    """What a queue wrote at the end of stderr.log, if nothing has been trained since."""
-    path, trained = directory / STDERR, directory / NAME
-    if not path.exists():
+    """What it failed with, if nothing has been trained since."""
+    path, trained = stderr.path_of(directory), directory / NAME
+    if path.exists() and trained.exists() and trained.stat().st_mtime > path.stat().st_mtime:
         return None
-    if trained.exists() and trained.stat().st_mtime > path.stat().st_mtime:
-        return None
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST))
-        last = file.read().decode(errors="replace").strip().rpartition("\n")[2]
-    return last.removeprefix(NOTE + FAILED) if last.startswith(NOTE + FAILED) else None
+    return stderr.failure(directory)
 
 
 _COLUMNS = ("shard", "state", "epoch", "step", "calib", "val", "images/s", "time", "last row")
