@@ -2,12 +2,14 @@
 
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from ffcv.libffcv import imdecode
 from numpy.typing import NDArray
 from torchvision.transforms import RandomResizedCrop
 
@@ -25,17 +27,38 @@ MASK = 2**64 - 1
 
 
 def shard_loader(
-    folder: Path, split: str = "train", *, random: bool = True, batch: int = 16, threads: int = 0
+    folder: Path,
+    split: str = "train",
+    *,
+    random: bool = True,
+    five: bool = False,
+    batch: int = 16,
+    threads: int = 0,
 ) -> ShardLoader:
     data = Prepared(folder, manifest.load(folder))
     return ShardLoader(
-        data, split, 0, batch_size=batch, device=CPU, random_crops=random, threads=threads
-    )
+        data, split, 0, batch_size=batch, device=CPU, threads=threads,
+        random_crops=random, five_crops=five,
+    )  # fmt: skip
 
 
 def values_of(loader: ShardLoader, order: NDArray[np.int64]) -> NDArray[np.int8]:
     found: NDArray[np.int8] = torch.cat([v.clone() for v, _ in loader.batches(order)]).numpy()
     return found
+
+
+def decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
+    """The images of a shard, whole; JPEG by FFCV's decoder, which is not Pillow's."""
+    with BetonReader(path) as reader:
+        for sample in range(reader.samples):
+            payload, (_, height, width) = reader.payload(sample), reader.shape(sample)
+            pixels = np.empty((height, width, 3), np.uint8)
+            if reader.codec == "raw":
+                pixels[:] = decode_whole(payload, "raw", reader.shape(sample))
+            else:
+                data = np.frombuffer(payload, np.uint8)
+                assert imdecode(data, pixels, height, width, height, width) == 0
+            yield pixels
 
 
 def cropped(loader: ShardLoader, seed: int, epoch: int) -> NDArray[np.int8]:
@@ -158,6 +181,22 @@ def test_evaluation_sees_the_centre(data: Path, folder: str) -> None:
             assert error.mean() <= (0 if folder == RAW else 3)
 
 
+@pytest.mark.parametrize("folder", [SHORTEST, WHOLE, RAW])
+def test_five_crops_are_corners_and_centre_of_one_image(data: Path, folder: str) -> None:
+    """Bit for bit; also of images that are as small as the crop. Read in another order."""
+    loader = shard_loader(data / folder, random=False, five=True, batch=7)
+    order = np.random.default_rng(3).permutation(loader.samples)
+    found = values_of(loader, order)[np.argsort(order)]
+    side, margins = found.shape[-1], set()
+    for seen, pixels in zip(found, decoded(loader.path), strict=True):
+        down, right = pixels.shape[0] - side, pixels.shape[1] - side
+        at = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+        wanted = [pixels[top : top + side, left : left + side] for top, left in at]
+        assert (seen.transpose(0, 2, 3, 1).view(np.uint8) ^ 128 == np.stack(wanted)).all()
+        margins.add((down, right))
+    assert len(margins) == (3 if folder == SHORTEST else 1)
+
+
 @pytest.mark.parametrize(
     ("folder", "damage"),
     [(SHORTEST, damage) for damage in ("bytes", "cut", "pointer", "width", "nothing")]
@@ -187,8 +226,8 @@ def test_a_damaged_image_is_an_error_that_names_it(
     else:
         content[row["width"] : row["height"] + 2] = bytes(4)
     path.write_bytes(content)
-    for random in (True, False):
-        loader = shard_loader(copy, random=random, batch=1 if random else 16)
+    for random, five in ((True, False), (False, False), (False, True)):
+        loader = shard_loader(copy, random=random, five=five, batch=1 if random else 16)
         with pytest.raises(DamagedError, match=rf"{path}: sample 37 cannot be read: its"):
             list(loader.batches(np.arange(loader.samples)))
 

@@ -88,6 +88,7 @@ def test_settings_replace_what_excludes_them() -> None:
         ("augment.policy_operations=0", "1 to 10"),
         ("repeats=0", "1 to batch_size"),
         ("batch_size=1", "at least 2"),
+        ("test_crops=5", "1 or 10"),
         ("optimizer.lr=0", "must be positive"),
         ("optimizer.name=lion", "one of sgd, adam, adamw, lars, lamb"),
         ("optimizer.momentum=0", "false without momentum"),
@@ -119,6 +120,6 @@ def test_the_resolved_recipe_holds_every_value() -> None:
     values = tomllib.loads(resolve("digits").recipe.toml())
     assert set(values) == {
         "model", "epochs", "batch_size", "seed", "label_smoothing", "micro_batch", "precision",
-        "ema", "sync_bn", "iterations", "eval_every", "repeats", "loss", "model_args",
+        "ema", "sync_bn", "test_crops", "iterations", "eval_every", "repeats", "loss", "model_args",
         "optimizer", "schedule", "augment",
     }  # fmt: skip

@@ -125,6 +125,11 @@ def test_recipes_do_what_their_rows_say(pattern: str, value: Any, kind: Any) -> 
         assert value(recipe) == kind(text), row
 
 
+def test_ten_crops_are_those_of_the_rows_that_say_so() -> None:
+    for row, recipe in trained():
+        assert (recipe.test_crops == 10) == ("10-crop" in row.get("figure", "")), row
+
+
 def test_variants_are_what_their_names_say() -> None:
     """Batch, rate and epochs of the sweeps."""
     pattern = re.compile(r".*/(?:batch-size|lars)@(\d+)-lr([\d.]+)-(\d+)(-multistep)?")

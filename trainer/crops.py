@@ -1,4 +1,4 @@
-"""FFCV operations for whole images, JPEG or raw: their centre, or seeded random crops.
+"""FFCV operations for whole images, JPEG or raw: centre, corners, or seeded random crops.
 
 A random crop is a pure function of (seed, epoch, sample), whatever the number of threads or
 the order; FFCV's own draws from numba's global state, which nothing seeds. And FFCV's decoders
@@ -22,6 +22,7 @@ from trainer.field import CORRUPT, OK, WRONG_SIZE
 SCALE = (0.08, 1.0)  # of the image's area
 RATIO = (3 / 4, 4 / 3)  # width to height
 _TRIES = 10
+FIVE = 5  # four corners and the centre
 
 _WEYL, _MIX_1, _MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _11, _27, _30, _31 = map(np.uint64, (11, 27, 30, 31))
@@ -151,6 +152,39 @@ def _decode_batch(
             status[i] = _decode(metadata[sample], sample, values[i], room, storage, draw)
 
 
+@numba.njit(error_model="numpy")
+def _decode_five(row: Any, values: Any, scratch: Any, storage: Any) -> Any:
+    """A status; one sample's corners and centre lie in values, (5, h, w, 3)."""
+    height, width = np.int64(row["height"]), np.int64(row["width"])
+    h, w = values.shape[1], values.shape[2]
+    down, right = height - h, width - w
+    if h < 1 or w < 1 or down < 0 or right < 0:
+        return WRONG_SIZE
+    data = _payload(row["data_ptr"], storage)
+    status = _pixels(data, row["mode"], height, width, scratch)
+    if status == OK:
+        corners = ((0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2))
+        for i, (top, left) in enumerate(corners):
+            _resize(
+                0, scratch.ctypes.data, height, width, top, top + h, left, left + w,
+                values[i].ctypes.data, h, w,
+            )  # fmt: skip
+    return status
+
+
+@numba.njit(parallel=True, nogil=True, error_model="numpy")
+def _decode_five_batch(
+    indices: Any, values: Any, status: Any, metadata: Any, storage: Any, largest: Any
+) -> None:
+    """largest: bytes of an image."""
+    scratch = np.empty((numba.get_num_threads(), largest), np.uint8)
+    with numba.parallel_chunksize(1):
+        for i in numba.prange(len(indices)):
+            thread = numba.get_thread_id()  # type: ignore[attr-defined]
+            room = scratch[thread : thread + 1]  # two dimensions, as in _decode_batch
+            status[i] = _decode_five(metadata[indices[i]], values[i], room, storage)
+
+
 class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
     """Decodes images and cuts out their centre, (B, height, width, 3) uint8; needs os_cache.
 
@@ -166,11 +200,11 @@ class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
 
     def __init__(self, output: tuple[int, int]) -> None:
         super().__init__()
-        self.output = output
+        self._shape: tuple[int, ...] = (*output, 3)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
         """Shape and memory of a batch, for FFCV's graph."""
-        shape, dtype = (*self.output, 3), np.dtype(np.uint8)
+        shape, dtype = self._shape, np.dtype(np.uint8)
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
         return state, (AllocationQuery(shape, dtype), AllocationQuery((), np.dtype(np.int32)))
 
@@ -189,6 +223,25 @@ class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
         """Bytes of the largest image: FFCV's own has a buffer a sample, of height × width."""
         sizes = self.metadata["height"].astype(np.int64) * self.metadata["width"]
         return 3 * int(sizes.max(initial=0))
+
+
+class FiveCropDecoder(CentreDecoder):
+    """The four corners, row by row, and the centre, of one decoding: (B, 5, height, width, 3)."""
+
+    def __init__(self, output: tuple[int, int]) -> None:
+        super().__init__(output)
+        self._shape = (FIVE, *output, 3)
+
+    def generate_code(self) -> Callable[..., Any]:
+        """Only calls, too."""
+        largest = self._largest()
+
+        def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
+            values, status = memory
+            _decode_five_batch(indices, values, status, metadata, storage_state, largest)
+            return values[: len(indices)]
+
+        return decode
 
 
 class RandomCropDecoder(CentreDecoder):

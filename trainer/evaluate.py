@@ -1,5 +1,6 @@
 """A network and a split in; logits, accuracy and negative log-likelihood out."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +58,25 @@ def evaluate(
     for values, labels in feed.batches(own):
         if stop and world.size == 1:
             return None
-        sums += _sums(network(normaliser(values.float())).float(), labels)
+        answers = _logits if values.dim() == 4 else _ten_crops
+        sums += _sums(answers(network, normaliser, values), labels)
     return _means(world.sum(sums))
+
+
+def _logits(network: nn.Module, normaliser: Normaliser, values: Tensor) -> Tensor:
+    """(B, classes) float32 of values (B, C, h, w)."""
+    logits: Tensor = network(normaliser(values.float()))
+    return logits.float()
+
+
+def _ten_crops(network: nn.Module, normaliser: Normaliser, values: Tensor) -> Tensor:
+    """Logarithms (B, classes) of the mean probabilities of five crops (B, 5, C, h, w) and their
+    mirror images; the network sees 5·B at a time.
+    """
+    crops = values.flatten(0, 1)
+    logits = [_logits(network, normaliser, seen).double() for seen in (crops, crops.flip(-1))]
+    views = torch.cat([part.view(*values.shape[:2], -1) for part in logits], dim=1)
+    return F.log_softmax(views, dim=2).logsumexp(dim=1) - math.log(views.shape[1])
 
 
 @torch.inference_mode()
@@ -67,6 +85,6 @@ def predict_split(network: nn.Module, feed: Feed, normaliser: Normaliser) -> tup
     network.eval()
     logits, labels = [], []
     for values, truth in feed.batches(np.arange(feed.samples)):
-        logits.append(network(normaliser(values.float())).float().cpu())
+        logits.append(_logits(network, normaliser, values).cpu())
         labels.append(truth.cpu().clone())
     return torch.cat(logits), torch.cat(labels)

@@ -21,6 +21,7 @@ from trainer.recipe import Recipe
 from trainer.report import figures, spread
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
+from trainer.setup import check_crops
 from trainer.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.stderr import note_failure
 from trainer.stop import stop_requests
@@ -78,6 +79,7 @@ def select_runs(
     """
     found = resolve(recipe_name or default_recipe(data), settings)
     recipe, label = found.recipe, found.label
+    check_crops(recipe, data)
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
     if init is not None:

@@ -23,15 +23,16 @@ from torch import Tensor
 
 from pipeline.beton import BetonReader
 from pipeline.errors import DamagedError
-from trainer.crops import CentreDecoder, RandomCropDecoder
+from trainer.crops import CentreDecoder, FiveCropDecoder, RandomCropDecoder
 from trainer.field import OK, PlaneDecoder, PlaneField
 from trainer.selection import Prepared
 
 _POLL = 0.5  # seconds between looks at whether the loader's thread lives
 
 
-# (values, labels): (B, C, h, w) int8, centred on 0 (of stored uint8, raw or JPEG, 128 is taken
-# off), and (B,) int64, on the device, valid until the next batch is asked for
+# (values, labels): (B, C, h, w) int8, of five crops (B, 5, C, h, w), centred on 0 (of stored
+# uint8, raw or JPEG, 128 is taken off), and (B,) int64, on the device, valid until the next batch
+# is asked for
 Batch = tuple[Tensor, Tensor]
 
 
@@ -47,8 +48,8 @@ class _Given(TraversalOrder):  # type: ignore[misc]
 class ShardLoader:
     """One split of one shard, read from the page cache or disk as it is needed.
 
-    `random_crops`: of images that kept their aspect (`--resize shortest`) a random part is
-    seen, otherwise the centre.
+    Of images that kept their aspect (`--resize shortest`) the centre is seen; `random_crops`: a
+    random part; `five_crops`: the corners and the centre.
     """
 
     kind = "stream"
@@ -62,6 +63,7 @@ class ShardLoader:
         batch_size: int,
         device: torch.device,
         random_crops: bool = False,
+        five_crops: bool = False,
         threads: int = 0,
     ) -> None:
         self.path = data.shard_path(split, k)
@@ -69,7 +71,7 @@ class ShardLoader:
         self.samples = check_samples(self.path, data.manifest.written(split))
         self.batch_size = max(min(batch_size, self.samples), 1)
         self.device = device
-        self._decoder = self._image_decoder(random_crops)
+        self._decoder = self._image_decoder(random_crops, five_crops)
         with _own_threads():
             self._loader = Loader(
                 str(self.path),
@@ -107,13 +109,15 @@ class ShardLoader:
                 start += len(labels)
                 yield self._centred(values), labels[:, 0]
 
-    def _image_decoder(self, random_crops: bool) -> Any:
+    def _image_decoder(self, random_crops: bool, five_crops: bool) -> Any:
         prep = self.prep
         if prep.codec == "zstd":
             return PlaneDecoder()
         if prep.channels == 1 and prep.codec == "raw":
             return NDArrayDecoder()
         _, height, width = prep.input_shape
+        if five_crops:
+            return FiveCropDecoder((height, width))
         return (RandomCropDecoder if random_crops else CentreDecoder)((height, width))
 
     def _to_device(self) -> list[Any]:
@@ -154,7 +158,7 @@ class ShardLoader:
     def _centred(self, values: Tensor) -> Tensor:
         if self.prep.codec == "zstd":
             return values
-        channels_first = values.permute(0, 3, 1, 2)[:, : self.prep.channels]
+        channels_first = values.movedim(-1, -3)[..., : self.prep.channels, :, :]
         return (channels_first ^ 128).view(torch.int8)
 
 

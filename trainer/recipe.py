@@ -143,7 +143,9 @@ class Recipe:
     binary cross-entropy of each class. `precision`: auto, fp32, bf16, fp16 (with loss scaling) or
     half (weights, batch norm and optimiser in float16 too, no scaling: apex' O3, a comparison).
     `ema`: decay a step of the averaged weights that are then evaluated and kept, 0 for none.
-    `sync_bn`: batch norm over all GPUs.
+    `sync_bn`: batch norm over all GPUs. `test_crops`: 10 for final figures of the mean
+    probabilities of four corners, centre and their mirror images, of images that kept their
+    aspect; 1 for the centre, by which the best epoch is chosen in any case.
     """
 
     model: str
@@ -159,6 +161,7 @@ class Recipe:
     precision: str = "auto"
     ema: float = 0.0
     sync_bn: bool = False
+    test_crops: int = 1
     model_args: dict[str, Any] = field(default_factory=dict)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
@@ -179,6 +182,7 @@ class Recipe:
         known = ("auto", "fp32", "bf16", "fp16", "half")
         _one_of(self.precision, "precision", known)
         _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
+        _require(self.test_crops in (1, 10), "test_crops", self.test_crops, "1 or 10")
 
     def toml(self) -> str:
         """All values, as a recipe file."""

@@ -23,6 +23,16 @@ def make_plan(recipe: Recipe, data: Prepared, world: World) -> Plan:
     return plan
 
 
+def check_crops(recipe: Recipe, data: Prepared) -> None:
+    """Refuse crops at test of images that have none."""
+    if recipe.test_crops > 1 and data.manifest.preparation.resize != "shortest":
+        raise ConfigError(
+            f"recipe: test_crops = {recipe.test_crops}: {data.directory} did not keep the aspect "
+            "of its images (prepare --splits 1 --resize shortest); --set test_crops=1 takes them "
+            "as they are"
+        )
+
+
 def total_steps(recipe: Recipe, plan: Plan) -> int:
     """Steps from first to last."""
     return recipe.iterations or recipe.epochs * plan.steps

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pipeline.errors import SpectralError, StoppedError
 from trainer import pretrained
+from trainer.crops import FIVE
 from trainer.device import seed_torch
 from trainer.evaluate import Metrics, evaluate
 from trainer.execution import Due, Execution
@@ -132,12 +133,15 @@ class Trainer:
     def _name(self) -> str:
         return f"{self.data.described} shard {self.k}"
 
-    def _loader(self, split: str, batch_size: int, random_crops: bool = False) -> ShardLoader:
+    def _loader(self, split: str, batch_size: int, **crops: bool) -> ShardLoader:
         device = self.world.device
-        return ShardLoader(
-            self.data, split, self.k,
-            batch_size=batch_size, device=device, random_crops=random_crops,
-        )  # fmt: skip
+        return ShardLoader(self.data, split, self.k, batch_size=batch_size, device=device, **crops)
+
+    def _test_loader(self, split: str) -> ShardLoader:
+        """What the final figures are of; the network sees no more at a time than in training."""
+        if self.recipe.test_crops == 1:
+            return self._loader(split, self._own_batch)
+        return self._loader(split, self._own_batch // FIVE, five_crops=True)
 
     def _train(self, progress_bar: ProgressBar) -> dict[str, Any]:
         split = selection_split(self.data.manifest)
@@ -320,7 +324,7 @@ class Trainer:
         }
         for split in self.data.manifest.counts:
             if split != "train" and self.data.manifest.written(split):
-                found = self._evaluate(self._loader(split, self._own_batch))
+                found = self._evaluate(self._test_loader(split))
                 if found is None:
                     raise self._stopped()
                 self._check_finite(split, found)
