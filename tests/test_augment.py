@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from pipeline import transforms
-from pipeline.errors import ConfigError
 from pipeline.options import Preparation, preparation
 from pipeline.splitter import Splitter
 from trainer import mixing
@@ -168,8 +167,6 @@ def test_policies_are_torchvision_s_on_each_image_by_its_own_seed(name: str, cha
         assert theirs(grey).equal((changed + 128).to(torch.uint8))
     assert len(whole.draw(2, 9).seeds.tolist()) == 12
     assert not found.equal(values.float())
-    with pytest.raises(ConfigError, match="for whole images"):
-        augmenter(augment)
 
 
 def rng(seed: int) -> np.random.Generator:

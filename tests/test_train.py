@@ -155,10 +155,26 @@ def test_other_data_or_another_recipe_under_a_run_is_refused(
     other = train(data / SUB4, copy, "--shard", 0, "--set", "seed=3", "--name", LABEL)
     assert other.returncode == 1
     assert "another recipe" in other.stderr
+    recipe = copy / SUB4 / LABEL / "shard_01" / "recipe.toml"
+    before_there_were_crops = recipe.read_text().replace("test_crops = 1\n", "")
+    assert before_there_were_crops != recipe.read_text()
+    recipe.write_text(before_there_were_crops)
+    assert "already finished" in train(data / SUB4, copy, "--shard", 1).stdout
     shutil.copy(data / RAW / "manifest.json", copy / SUB4 / LABEL / "shard_00")
     foreign = train(data / SUB4, copy, "--shard", 0)
     assert foreign.returncode == 1
     assert "other data" in foreign.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_a_policy_is_refused_for_planes_before_anything_is_written(
+    data: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    policy = ("--set", "augment.policy=trivialaugment")
+    done = train(data / SUB4, tmp_path / "runs", "--shard", "all", *policy, *options)
+    assert done.returncode == 1
+    assert "augment.policy = trivialaugment: for whole images" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_checkpoint_from_elsewhere_is_never_unpickled(

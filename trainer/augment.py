@@ -70,7 +70,7 @@ class Augmenter:
         self.augment, self.seed, self._normalise = augment, seed, normalise
         self.batch_size, self._share = batch_size, share
         self.size = prep.input_shape[1:]
-        self._policy = policy.make_policy(augment, prep)
+        self._policy = policy.make_policy(augment)
         self.signs = {
             flip: flip_sign(prep.p, prep.transform, k, flip) if prep.splits > 1 else 1
             for flip in _FLIPS

@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.beton import digest
 from pipeline.catalogue import catalogue
 from pipeline.errors import ConfigError, SpectralError, StoppedError
+from trainer import setup
 from trainer.cookbook import resolve
 from trainer.device import make_deterministic, pick_device
 from trainer.execution import Execution
@@ -21,7 +22,6 @@ from trainer.recipe import Recipe
 from trainer.report import figures, spread
 from trainer.rundir import RunDir, group_directory
 from trainer.selection import Prepared
-from trainer.setup import check_crops
 from trainer.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.stderr import note_failure
 from trainer.stop import stop_requests
@@ -79,7 +79,7 @@ def select_runs(
     """
     found = resolve(recipe_name or default_recipe(data), settings)
     recipe, label = found.recipe, found.label
-    check_crops(recipe, data)
+    setup.check(recipe, data)
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
     if init is not None:

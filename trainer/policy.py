@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipeline.errors import ConfigError
-from pipeline.options import Preparation
 from trainer.recipe import Augment
 
 _GREY = 128  # of what lies outside of the image
@@ -22,13 +20,8 @@ _GREY = 128  # of what lies outside of the image
 Policy = Callable[[Tensor], Tensor]
 
 
-def make_policy(augment: Augment, prep: Preparation) -> Policy | None:
+def make_policy(augment: Augment) -> Policy | None:
     """(C, h, w) uint8 → the same shape, drawing from torch's own state; None for no policy."""
-    if augment.policy != "none" and prep.splits > 1:
-        raise ConfigError(
-            f"recipe: augment.policy = {augment.policy}: for whole images (prepare --splits 1), "
-            "a plane's colours and edges are not those of the image"
-        )
     if augment.policy == "randaugment":
         operations, magnitude = augment.policy_operations, augment.policy_magnitude
         return cast(Policy, v2.RandAugment(operations, magnitude, fill=_GREY))

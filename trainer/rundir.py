@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import time
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from pipeline.beton import digest
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import write_json
 from pipeline.manifest import Manifest
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, build
 from trainer.selection import Prepared
 
 
@@ -115,7 +116,7 @@ class RunDir:
 
     def _check(self, recipe: Recipe, data: Manifest) -> None:
         recorded = self.path / "recipe.toml"
-        if recorded.exists() and recorded.read_bytes() != recipe.toml().encode():
+        if recorded.exists() and not _same(recipe, recorded):
             raise ConfigError(
                 f"{self.path} was started with another recipe (see recipe.toml there): "
                 "give this one another --name"
@@ -147,6 +148,16 @@ class RunDir:
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run is finished."""
         write_json(self.path / "result.json", result)
+
+
+def _same(recipe: Recipe, path: Path) -> bool:
+    """Whether a recipe's file says the same; what it does not say, since it is of an earlier
+    version, is as it was then: the default.
+    """
+    try:
+        return bool(build(Recipe, tomllib.loads(path.read_text(encoding="utf-8"))) == recipe)
+    except (ConfigError, ValueError):
+        return False
 
 
 def _origin(data: Prepared, k: int, weights: Path | None) -> dict[str, Any]:

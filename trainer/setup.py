@@ -23,9 +23,15 @@ def make_plan(recipe: Recipe, data: Prepared, world: World) -> Plan:
     return plan
 
 
-def check_crops(recipe: Recipe, data: Prepared) -> None:
-    """Refuse crops at test of images that have none."""
-    if recipe.test_crops > 1 and data.manifest.preparation.resize != "shortest":
+def check(recipe: Recipe, data: Prepared) -> None:
+    """Refuse what a recipe asks of data that cannot give it."""
+    prep, policy = data.manifest.preparation, recipe.augment.policy
+    if policy != "none" and prep.splits > 1:
+        raise ConfigError(
+            f"recipe: augment.policy = {policy}: for whole images (prepare --splits 1), a plane's "
+            "colours and edges are not those of the image; --set augment.policy=none leaves it out"
+        )
+    if recipe.test_crops > 1 and prep.resize != "shortest":
         raise ConfigError(
             f"recipe: test_crops = {recipe.test_crops}: {data.directory} did not keep the aspect "
             "of its images (prepare --splits 1 --resize shortest); --set test_crops=1 takes them "
