@@ -87,9 +87,9 @@ def prepare(
     """
     import os
 
-    from pipeline.inspect import describe, lines
+    from pipeline.look.inspect import describe, lines
     from pipeline.options import preparation
-    from pipeline.prepare import prepare as run
+    from pipeline.work.prepare import prepare as run
 
     done = run(
         preparation(dataset, splits, **options),
@@ -122,7 +122,7 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
 
     Example: spectral inspect data/cifar10/sub4 --png sheet.png
     """
-    from pipeline.inspect import describe, lines
+    from pipeline.look.inspect import describe, lines
 
     if png is not None and png.suffix.lower() != ".png":
         raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
@@ -134,7 +134,7 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
             return
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
     if png is not None:
-        from pipeline.sheet import draw
+        from pipeline.look.sheet import draw
 
         draw(path, png)
         click.echo(f"wrote {png}", err=True)
@@ -152,7 +152,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
     Example: spectral verify data/imagenet1k/sub36 --shard 7
     """
     from pipeline.errors import DamagedError
-    from pipeline.verify import verify as run
+    from pipeline.work.verify import verify as run
 
     if damaged := run(directory, progress_display(False), shard=shard, quick=quick):
         raise DamagedError(
@@ -213,13 +213,13 @@ def train(
 
     Example: spectral train --shard 0-3 --dataset cifar10 --splits 4 --set epochs=10
     """
-    from trainer.stop import leave_when_asked
+    from trainer.process.stop import leave_when_asked
 
     leave_when_asked()
-    from trainer.execution import Execution, Interval
-    from trainer.jobs import seeded, spread_of, train_shards
-    from trainer.selection import parse_shards, runs_root, select
-    from trainer.slots import Wanted
+    from trainer.data.selection import parse_shards, runs_root, select
+    from trainer.jobs.shards import seeded, spread_of, train_shards
+    from trainer.jobs.slots import Wanted
+    from trainer.run.execution import Execution, Interval
 
     prepared = select(data, **wanted)
     numbers = parse_shards(shards, prepared.manifest.preparation.splits)
@@ -234,7 +234,7 @@ def train(
     groups = seeded(prepared, recipe, settings, name, runs_root(runs), init, init_shard, seeds)
     for group, changes in groups:
         if dry_run:
-            from trainer.dryrun import dry_run as run
+            from trainer.jobs.dryrun import dry_run as run
 
             lines: Iterator[str] = (line for k in numbers for line in run(group, k))
         else:
@@ -262,7 +262,7 @@ def recipes(words: tuple[str, ...], as_json: bool) -> None:
     Example: spectral recipes cifar-zoo cosine
              spectral recipes show cifar-zoo/batch-size@4096-lr1.6-800
     """  # noqa: D301 - click wants the control character
-    from trainer.browse import chosen, shown, table, values
+    from trainer.recipes.browse import chosen, shown, table, values
 
     if words[:1] == ("show",):
         if len(words) != 2:
@@ -287,11 +287,11 @@ def ensemble(
 
     Example: spectral ensemble --dataset cifar10 --splits 4
     """
-    from trainer.device import pick_device
-    from trainer.ensemble import ensemble as run
-    from trainer.ensemble import select_group
-    from trainer.report import table
-    from trainer.selection import runs_root, select
+    from trainer.data.selection import runs_root, select
+    from trainer.fusion.ensemble import ensemble as run
+    from trainer.fusion.ensemble import select_group
+    from trainer.process.device import pick_device
+    from trainer.reports.report import table
 
     prepared = select(data, **wanted)
     base = runs_root(runs) / prepared.described
@@ -310,8 +310,8 @@ def runs(words: tuple[str, ...], runs: Path | None, as_json: bool) -> None:
 
     Example: spectral runs cifar10 failed
     """
-    from trainer.runs import list_runs, table
-    from trainer.selection import runs_root
+    from trainer.data.selection import runs_root
+    from trainer.reports.runs import list_runs, table
 
     root = runs_root(runs)
     found = list_runs(root, words)
@@ -332,7 +332,7 @@ def plot(paths: tuple[Path, ...], png: Path) -> None:
 
     Example: spectral plot runs/cifar10/sub4 --png loss.png
     """
-    from trainer.plot import draw
+    from trainer.reports.plot import draw
 
     if png.suffix.lower() != ".png":
         raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
@@ -361,8 +361,8 @@ def predict(
 
     Example: spectral predict photo.jpg
     """
-    from trainer.predict import predict_all
-    from trainer.selection import runs_root
+    from trainer.data.selection import runs_root
+    from trainer.fusion.predict import predict_all
 
     found = predict_all(runs_root(runs), dataset, recipe, images, top)
     if as_json:
@@ -392,7 +392,7 @@ def demo(out: Path, json_file: Path | None) -> None:
     """
     from pipeline.digits import write_digits
     from pipeline.options import preparation
-    from pipeline.prepare import prepare as prepare_data
+    from pipeline.work.prepare import prepare as prepare_data
     from trainer.demo import run
 
     images = write_digits(out / "images")
@@ -410,7 +410,7 @@ def demo(out: Path, json_file: Path | None) -> None:
 
 def _bad(directory: Path) -> list[dict[str, str]]:
     """`id` and `reason` of each image that could not be used."""
-    from pipeline.samples import quarantined
+    from pipeline.work.samples import quarantined
 
     return [{"id": sample, "reason": reason} for sample, reason in quarantined(directory)]
 

@@ -26,9 +26,9 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Resize
 
-from pipeline.beton import BetonReader
-from pipeline.imaging import load
+from pipeline.format.beton import BetonReader
 from pipeline.options import Preparation, preparation
+from pipeline.planes.imaging import load
 
 SPLITS, SIZE, WORKERS = 36, 336, 2
 TIMEOUT = 1800  # seconds: FFCV's writer waits for ever when one of its processes dies

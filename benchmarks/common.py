@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.manifest import Manifest
+from pipeline.format.manifest import Manifest
 from pipeline.options import Preparation, preparation
-from pipeline.prepare import prepare
-from trainer.selection import Prepared
+from pipeline.work.prepare import prepare
+from trainer.data.selection import Prepared
 
 
 def machine() -> str:

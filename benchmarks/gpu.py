@@ -26,8 +26,8 @@ import torch
 from common import noise_shards, report
 from step import Loop, measure, same
 
-from trainer.recipe import Augment, Optimizer, Recipe
-from trainer.selection import Prepared
+from trainer.data.selection import Prepared
+from trainer.recipes.recipe import Augment, Optimizer, Recipe
 
 DEVICE = torch.device("cuda")
 TRAIN_21K, CLASSES_21K = 11_060_223, 10_450  # winter21, by the rule of 21K-P

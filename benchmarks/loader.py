@@ -34,13 +34,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import PILToTensor
 
-from pipeline.beton import BetonReader
+from pipeline.format.beton import BetonReader
 from pipeline.options import preparation
-from trainer.device import cpu_count
-from trainer.feed import Resident
-from trainer.field import PlaneField, decode_batch
-from trainer.loader import ShardLoader
-from trainer.selection import Prepared
+from trainer.data.feed import Resident
+from trainer.data.field import PlaneField, decode_batch
+from trainer.data.loader import ShardLoader
+from trainer.data.selection import Prepared
+from trainer.process.device import cpu_count
 
 BATCH, SIDE, SPLITS, PLANES = 256, 56, 36, (0, 1, 35)
 NOISE = 100  # different pictures

@@ -25,7 +25,7 @@ import numpy as np
 from common import prepare_quietly, report
 from PIL import Image
 
-from pipeline.beton import (
+from pipeline.format.beton import (
     ALLOCATION,
     FIELD,
     HEADER,
@@ -38,7 +38,7 @@ from pipeline.beton import (
     BetonReader,
     ImageField,
 )
-from pipeline.manifest import Manifest
+from pipeline.format.manifest import Manifest
 from pipeline.options import preparation
 
 BATCH, SMALL = 256, 512
@@ -172,7 +172,7 @@ def measure(kind: str, small: Path, large: Path) -> dict[str, float]:
     """Seconds and MB; see the module's docstring. `small_s`: the small shard once more."""
     start = time.perf_counter()
     if kind == "zstd":
-        import trainer.loader  # noqa: F401
+        import trainer.data.loader  # noqa: F401
     else:
         import ffcv.loader  # noqa: F401
     imported = time.perf_counter() - start
@@ -187,8 +187,8 @@ def ours(directory: Path) -> float:
     """Seconds from nothing open to the first batch, a prepared directory through `ShardLoader`."""
     import torch
 
-    from trainer.loader import ShardLoader
-    from trainer.selection import select
+    from trainer.data.loader import ShardLoader
+    from trainer.data.selection import select
 
     start = time.perf_counter()
     loader = ShardLoader(

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from common import images, linked, prepare_quietly, report, seconds
 
-from pipeline.imaging import load
 from pipeline.options import Preparation, preparation
+from pipeline.planes.imaging import load
 
 SPLITS = 36
 

@@ -34,7 +34,7 @@ import pyarrow as pa
 from common import images, report
 from PIL import Image
 
-from pipeline.index import Index, RowReader, RowWriter
+from pipeline.sources.index import Index, RowReader, RowWriter
 
 EVERY = 1.0  # seconds between looks
 

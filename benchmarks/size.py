@@ -16,10 +16,10 @@ import numpy as np
 import threadpoolctl
 from common import images, report
 
-from pipeline.codec import Payloads, encoder
-from pipeline.imaging import load
+from pipeline.format.codec import Payloads, encoder
 from pipeline.options import preparation
-from pipeline.splitter import Splitter
+from pipeline.planes.imaging import load
+from pipeline.planes.splitter import Splitter
 from pipeline.transforms import TRANSFORMS
 
 SIZES = {2: 224, 3: 336, 4: 224, 5: 335, 6: 336, 7: 336, 8: 336}

@@ -19,16 +19,16 @@ import torch
 from common import noise_shards, report
 from torch import Tensor
 
-from trainer.augment import Augmenter
-from trainer.device import pick_device
-from trainer.feed import Plan, feed
-from trainer.loader import Batch, ShardLoader
-from trainer.network import build_network
-from trainer.normalise import Normaliser
-from trainer.recipe import Augment, Optimizer, Recipe
-from trainer.selection import Prepared
-from trainer.step import Stepper
-from trainer.world import World
+from trainer.data.feed import Plan, feed
+from trainer.data.loader import Batch, ShardLoader
+from trainer.data.normalise import Normaliser
+from trainer.data.selection import Prepared
+from trainer.methods.augment import Augmenter
+from trainer.process.device import pick_device
+from trainer.process.world import World
+from trainer.recipes.recipe import Augment, Optimizer, Recipe
+from trainer.run.network import build_network
+from trainer.run.step import Stepper
 
 K, ROUNDS = 1, 3
 

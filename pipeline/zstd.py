@@ -16,7 +16,7 @@ import zstandard
 
 from pipeline.errors import ConfigError
 
-# Names that `pipeline.kernels.frames` links against; numba's cache on disk keeps the name,
+# Names that `pipeline.planes.kernels.frames` links against; numba's cache on disk keeps the name,
 # not the address.
 COMPRESS = "spectral_ZSTD_compress2"
 COMPRESS_SEQUENCES = "spectral_ZSTD_compressSequences"
@@ -75,7 +75,7 @@ def zstd_version() -> str:
 
 
 class CompressionContext:
-    """A ZSTD_CCtx for the frames of `pipeline.kernels.frames`; one per thread."""
+    """A ZSTD_CCtx for the frames of `pipeline.planes.kernels.frames`; one per thread."""
 
     def __init__(self) -> None:
         zstd = library()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.index import SPLITS, Place, Scan, Summary
-from pipeline.reading import Feeder, Reader
 from pipeline.sources import recognise
+from pipeline.sources.index import SPLITS, Place, Scan, Summary
+from pipeline.sources.reading import Feeder, Reader
 from tests.conftest import photograph
 
 _RNG = np.random.default_rng(3)

@@ -11,19 +11,30 @@ import pytest
 from tests.conftest import ROOT
 
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
-# turns an image into its planes, `zstd`, the one library for frames, and what
-# both need, `console` and `files`.
+# turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
-    "beton",
-    "catalogue",
-    "console",
-    "errors",
-    "files",
-    "imaging",
-    "manifest",
-    "options",
-    "transforms",
-    "zstd",
+    *("format.beton", "format.manifest", "planes.imaging", "options", "transforms", "catalogue"),
+    *("console", "errors", "files", "zstd"),
+}
+# Packages and modules from the ground up: each may import what stands in the lines before its own
+LAYERS = {
+    "pipeline": (
+        ("errors", "files", "progress", "transforms", "digits"),
+        ("catalogue", "console", "zstd"),
+        ("options",),
+        ("planes", "sources"),
+        ("format",),
+        ("work",),
+        ("look",),
+    ),
+    "trainer": (
+        ("process", "recipes", "models", "console"),
+        ("data", "methods"),
+        ("record",),
+        ("run", "reports"),
+        ("jobs", "fusion"),
+        ("demo",),
+    ),
 }
 HEAVY = {"torch", "ffcv", "numba", "torchvision"}
 
@@ -54,9 +65,22 @@ def test_pipeline_imports_neither_torch_nor_ffcv_nor_the_trainer() -> None:
 def test_the_trainer_knows_of_the_pipeline_only_what_describes_data() -> None:
     for path in modules("trainer"):
         names = imports_of(path)
-        used = {name.split(".")[1] for name in names if name.startswith("pipeline.")}
-        assert used <= SHARED | {"__version__"}, path
+        used = {name.removeprefix("pipeline.") for name in names if name.startswith("pipeline.")}
+        allowed = {*SHARED, *(name.split(".")[0] for name in SHARED), "__version__"}
+        for name in used:
+            assert name in allowed or name.rpartition(".")[0] in SHARED, (path, name)
         assert "cli" not in names, path
+
+
+@pytest.mark.parametrize("top", sorted(LAYERS))
+def test_imports_go_down_the_layers_alone(top: str) -> None:
+    """So that data flows one way, and a package can be read without those above it."""
+    level = {name: at for at, names in enumerate(LAYERS[top]) for name in names}
+    for path in modules(top):
+        own = path.relative_to(ROOT / top).parts[0].removesuffix(".py")
+        used = {name.split(".")[1] for name in imports_of(path) if name.startswith(f"{top}.")}
+        for name in used - {own, "__version__"}:
+            assert own == "__init__" or level[name] < level[own], (path, name)
 
 
 def test_every_module_says_what_it_is_for() -> None:

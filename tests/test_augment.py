@@ -8,11 +8,11 @@ from torchvision.transforms import v2
 
 from pipeline import transforms
 from pipeline.options import Preparation, preparation
-from pipeline.splitter import Splitter
-from trainer import mixing
-from trainer.augment import Augmenter, erase, mirror, translate
-from trainer.loss import batch_loss
-from trainer.recipe import Augment, Recipe
+from pipeline.planes.splitter import Splitter
+from trainer.methods import mixing
+from trainer.methods.augment import Augmenter, erase, mirror, translate
+from trainer.methods.loss import batch_loss
+from trainer.recipes.recipe import Augment, Recipe
 
 DIMS = {"horizontal": (3,), "vertical": (2,), "rotate180": (2, 3)}
 ALL = Augment(horizontal_flip=True, vertical_flip=True, rotate180=True, shift=2, cutout=6,

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import beton
-from pipeline.beton import PAGE, BetonReader, digest, image_field
-from pipeline.beton_writer import BetonWriter, Written, publish
-from pipeline.codec import decode_plane
 from pipeline.errors import DamagedError
+from pipeline.format import beton
+from pipeline.format.beton import PAGE, BetonReader, digest, image_field
+from pipeline.format.beton_writer import BetonWriter, Written, publish
+from pipeline.format.codec import decode_plane
 from pipeline.options import Preparation, preparation
 from tests.conftest import GREY, RAW, ROOT, SUB4
 
@@ -204,7 +204,7 @@ STOCK_ZSTD = """
 import sys
 import numpy as np
 from ffcv.loader import Loader, OrderOption
-from trainer.field import PlaneField
+from trainer.data.field import PlaneField
 images = [b.numpy().copy() for b, _ in Loader(
     sys.argv[1], batch_size=16, num_workers=2, drop_last=False, os_cache=True,
     order=OrderOption.RANDOM if sys.argv[3] == "random" else OrderOption.SEQUENTIAL, seed=3,

@@ -13,14 +13,14 @@ from ffcv.libffcv import imdecode
 from numpy.typing import NDArray
 from torchvision.transforms import RandomResizedCrop
 
-from pipeline import manifest
-from pipeline.beton import ALLOCATION, HEADER, RGB_IMAGE, BetonReader
-from pipeline.codec import decode_whole
 from pipeline.errors import DamagedError
+from pipeline.format import manifest
+from pipeline.format.beton import ALLOCATION, HEADER, RGB_IMAGE, BetonReader
+from pipeline.format.codec import decode_whole
 from tests.conftest import RAW, SHORTEST, WHOLE, spectral_here
-from trainer.crops import RATIO, SCALE, RandomCropDecoder, random_box
-from trainer.loader import ShardLoader
-from trainer.selection import Prepared
+from trainer.data.crops import RATIO, SCALE, RandomCropDecoder, random_box
+from trainer.data.loader import ShardLoader
+from trainer.data.selection import Prepared
 
 CPU = torch.device("cpu")
 MASK = 2**64 - 1

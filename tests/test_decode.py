@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.decode import decode
 from pipeline.errors import BadImageError
 from pipeline.options import preparation
-from pipeline.resize import resize
+from pipeline.planes.decode import decode
+from pipeline.planes.resize import resize
 from tests.conftest import photograph
 
 

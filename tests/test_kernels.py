@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from scipy.fft import dct, dctn
 
 from pipeline import transforms
-from pipeline.codec import Payloads
-from pipeline.kernels.frames import BLOCK, compress_planes, room_for
-from pipeline.kernels.gather import gather
-from pipeline.kernels.moments import add_moments
-from pipeline.kernels.project import FRACTION_BITS, GROUP, fold, weigh
-from pipeline.kernels.quantise import ROUNDING, quantise_row
+from pipeline.format.codec import Payloads
 from pipeline.options import preparation
-from pipeline.splitter import Splitter, sparse
+from pipeline.planes.kernels.frames import BLOCK, compress_planes, room_for
+from pipeline.planes.kernels.gather import gather
+from pipeline.planes.kernels.moments import add_moments
+from pipeline.planes.kernels.project import FRACTION_BITS, GROUP, fold, weigh
+from pipeline.planes.kernels.quantise import ROUNDING, quantise_row
+from pipeline.planes.splitter import Splitter, sparse
 from pipeline.zstd import CompressionContext
 
 RGB_AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import commits, manifest, tasks
-from pipeline.journal import Journal
+from pipeline.format import manifest
+from pipeline.work import commits, tasks
+from pipeline.work.journal import Journal
 from tests.conftest import photograph, spectral_here
 from tests.test_prepare import files_of
 from tests.test_restart import Cut
@@ -223,7 +224,9 @@ def test_the_21k_rule(
     photos["n00000001"] = dict(reversed(photos["n00000001"].items()))  # tars are not sorted
     source = build(tmp_path / "source", photos, {})
     spec = {**vars(_spec()), "min_images": 21, "val_per_class": 5}
-    monkeypatch.setattr("pipeline.splits.catalogue", lambda: {"imagenet21k": DatasetSpec(**spec)})
+    monkeypatch.setattr(
+        "pipeline.sources.splits.catalogue", lambda: {"imagenet21k": DatasetSpec(**spec)}
+    )
     words = ("prepare", "imagenet21k", "--source", source, "--splits", 4, "--size", 32)
     done = spectral_here(*words, "--workers", 1, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr

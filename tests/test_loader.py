@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import manifest
-from pipeline.beton import BetonReader
 from pipeline.errors import DamagedError
+from pipeline.format import manifest
+from pipeline.format.beton import BetonReader
 from tests.conftest import RAW, SHORTEST, SUB4, WHOLE
-from trainer.feed import Plan, feed
-from trainer.loader import ShardLoader
-from trainer.selection import Prepared
-from trainer.world import World
+from trainer.data.feed import Plan, feed
+from trainer.data.loader import ShardLoader
+from trainer.data.selection import Prepared
+from trainer.process.world import World
 
 CPU = torch.device("cpu")
 

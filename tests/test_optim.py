@@ -6,9 +6,9 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from pipeline.errors import ConfigError
-from trainer import optim
-from trainer.recipe import Optimizer, Schedule
-from trainer.schedule import lr_at
+from trainer.methods import optim
+from trainer.methods.schedule import lr_at
+from trainer.recipes.recipe import Optimizer, Schedule
 
 EPOCHS, PER_EPOCH = 12, 10
 

@@ -17,7 +17,7 @@ def test_the_catalogue_knows_the_data_sets() -> None:
 
 @pytest.mark.parametrize("name", NAMES.split())
 def test_every_data_set_has_a_default_preparation_and_recipe(name: str) -> None:
-    from trainer.cookbook import resolve
+    from trainer.recipes.cookbook import resolve
 
     prep = preparation(name, 4)
     assert prep.folder() == "sub4"

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import manifest
-from pipeline.beton import BetonReader, digest
-from pipeline.codec import decode_plane
-from pipeline.imaging import image_to_values, load
-from pipeline.splitter import Splitter
+from pipeline.format import manifest
+from pipeline.format.beton import BetonReader, digest
+from pipeline.format.codec import decode_plane
+from pipeline.planes.imaging import image_to_values, load
+from pipeline.planes.splitter import Splitter
 from tests.conftest import (
     GREY,
     RAW,

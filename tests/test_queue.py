@@ -16,10 +16,10 @@ from rich.console import Console
 
 from pipeline.errors import ConfigError, StoppedError
 from tests.conftest import ROOT, SUB4, spectral_here
-from trainer.launch import Ended, Launched
-from trainer.queue import Entry, FailedJobsError, Job, Queue, State, Watch
-from trainer.slots import Slot, Wanted, environments, make_slots, named_devices
-from trainer.watch import LiveTable
+from trainer.jobs.launch import Ended, Launched
+from trainer.jobs.queue import Entry, FailedJobsError, Job, Queue, State, Watch
+from trainer.jobs.slots import Slot, Wanted, environments, make_slots, named_devices
+from trainer.jobs.watch import LiveTable
 
 FAST = ("--recipe", "digits", "--set", "batch_size=16", "--set", "model_args.width=8",
         "--name", "x")  # fmt: skip
@@ -181,7 +181,7 @@ def test_processes_of_a_job_find_each_other_and_end_together(tmp_path: Path) -> 
 def test_a_process_that_would_wait_for_ever_ends_after_another_has_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.launch.FAILED_GRACE", 0.5)
+    monkeypatch.setattr("trainer.jobs.launch.FAILED_GRACE", 0.5)
     command = ["sh", "-c", "if [ $RANK = 1 ]; then exit 3; else exec sleep 600; fi"]
     job = Launched(command, Slot(processes=2), tmp_path)
     ended: list[Ended] = []

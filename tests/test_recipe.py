@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from trainer.cookbook import names, resolve
+from trainer.recipes.cookbook import names, resolve
 
 
 @pytest.mark.parametrize("name", names())

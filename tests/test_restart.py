@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import beton_writer, manifest, run, samples
-from pipeline.journal import Journal
+from pipeline.format import beton_writer, manifest
+from pipeline.work import run, samples
+from pipeline.work.journal import Journal
 from tests.conftest import AS_ROOT, ROOT, spectral, spectral_here
 from tests.test_prepare import TOY, children, files_of, wait_until
 

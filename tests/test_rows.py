@@ -15,9 +15,9 @@ import torch
 from pipeline.catalogue import catalogue
 from tests.conftest import ROOT, spectral_here
 from trainer import models
-from trainer.cookbook import about, names, resolve
-from trainer.recipe import Recipe
-from trainer.schedule import lr_at
+from trainer.methods.schedule import lr_at
+from trainer.recipes.cookbook import about, names, resolve
+from trainer.recipes.recipe import Recipe
 
 Row = dict[str, Any]
 RECIPES = ROOT / "trainer" / "recipes"

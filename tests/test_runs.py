@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, spectral_here
-from trainer import plot, runlog
-from trainer.report import duration
-from trainer.runlog import Follower, valid_rows
+from trainer.record import runlog
+from trainer.record.runlog import Follower, valid_rows
+from trainer.reports import plot
+from trainer.reports.report import duration
 
 Row = dict[str, Any]
 GROUP = Path("toy", "sub4", "digits+epochs=4")

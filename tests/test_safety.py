@@ -93,7 +93,7 @@ def test_what_a_damaged_run_left_is_not_taken_up(
     harm: Callable[[Path], None],
 ) -> None:  # fmt: skip
     """It is said, and --overwrite gives what it should."""
-    from pipeline import beton_writer
+    from pipeline.format import beton_writer
 
     with monkeypatch.context() as patch:
         finish = beton_writer.BetonWriter.finish

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.index import Index, Place, Scan
 from pipeline.options import preparation
 from pipeline.sources import gzipped, recognise
+from pipeline.sources.index import Index, Place, Scan
+from pipeline.sources.splits import assign
 from pipeline.sources.tar import is_tar
-from pipeline.splits import assign
 from tests.test_sources_tar import (
     Files,
     jpegs,

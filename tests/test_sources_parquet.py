@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.index import Container, Place, Scan
 from pipeline.options import Preparation
 from pipeline.sources import recognise
+from pipeline.sources.index import Container, Place, Scan
 from pipeline.sources.parquet import open_parquet
-from pipeline.splits import assign
+from pipeline.sources.splits import assign
 from tests.listing import listing, picture
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -13,9 +13,9 @@ import pytest
 from scipy.io import savemat
 
 from pipeline.errors import SourceError
-from pipeline.index import Place, Scan, Summary
-from pipeline.reading import Feeder, Reader
 from pipeline.sources import recognise
+from pipeline.sources.index import Place, Scan, Summary
+from pipeline.sources.reading import Feeder, Reader
 from pipeline.sources.tar import walk
 from tests.conftest import ROOT, photograph
 

@@ -8,12 +8,13 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, DamagedError
-from trainer import models, pretrained
-from trainer.device import free_memory
-from trainer.execution import Due, Interval
-from trainer.recipe import Augment, Optimizer, Recipe
-from trainer.step import Stepper
-from trainer.world import World
+from trainer import models
+from trainer.process.device import free_memory
+from trainer.process.world import World
+from trainer.recipes.recipe import Augment, Optimizer, Recipe
+from trainer.run import pretrained
+from trainer.run.execution import Due, Interval
+from trainer.run.step import Stepper
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)

@@ -13,15 +13,15 @@ import torch
 from PIL import Image
 from torchvision.transforms import TenCrop
 
-from pipeline import manifest
-from pipeline.beton import BetonReader
+from pipeline.format import manifest
+from pipeline.format.beton import BetonReader
 from tests.conftest import ROOT, SUB4, TINTS, WHOLE, Done, photograph, spectral, spectral_here
 from tests.test_crops import CPU, decoded
-from trainer.evaluate import Metrics, metrics
-from trainer.network import load_network
-from trainer.normalise import Normaliser
-from trainer.rundir import RunDir
-from trainer.selection import Prepared
+from trainer.data.normalise import Normaliser
+from trainer.data.selection import Prepared
+from trainer.record.rundir import RunDir
+from trainer.run.evaluate import Metrics, metrics
+from trainer.run.network import load_network
 
 # Margins around the crop are even once the shorter side is 32: torchvision rounds half a pixel
 # to the even one, where our centre is always the upper or left one.

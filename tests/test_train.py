@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.meter
-import trainer.train
-from pipeline import manifest
-from pipeline.beton import BetonReader
+import trainer.run.meter
+import trainer.run.train
 from pipeline.errors import DamagedError
+from pipeline.format import manifest
+from pipeline.format.beton import BetonReader
 from tests.conftest import (
     RAW,
     ROOT,
@@ -32,9 +32,9 @@ from tests.conftest import (
     spectral_here,
     write_class_folders,
 )
-from trainer.evaluate import evaluate
-from trainer.loader import ShardLoader
-from trainer.selection import Prepared
+from trainer.data.loader import ShardLoader
+from trainer.data.selection import Prepared
+from trainer.run.evaluate import evaluate
 
 FAST = ("--recipe", "digits", "--set", "epochs=3", "--set", "batch_size=16",
         "--set", "model_args.width=8")  # fmt: skip
@@ -86,9 +86,9 @@ def test_iterations_their_evaluations_and_the_speed_of_the_last(
         return evaluate(*given)
 
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
-    monkeypatch.setattr(trainer.meter, "time", clock)
-    monkeypatch.setattr(trainer.train, "evaluate", long_evaluation)
-    monkeypatch.setattr(trainer.train, "TIMED_STEPS", 4)
+    monkeypatch.setattr(trainer.run.meter, "time", clock)
+    monkeypatch.setattr(trainer.run.train, "evaluate", long_evaluation)
+    monkeypatch.setattr(trainer.run.train, "TIMED_STEPS", 4)
     settings = (
         "--set",
         "epochs=0",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.beton import BetonReader
+from pipeline.format.beton import BetonReader
 from tests.conftest import SUB4, Done, spectral_here
 
 OPTIONS = ("--recipe", "digits", "--name", "x", "--set", "epochs=3", "--set", "batch_size=16",

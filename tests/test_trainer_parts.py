@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import manifest
 from pipeline.errors import ConfigError
+from pipeline.format import manifest
 from tests.conftest import RAW, SUB4, WHOLE
-from trainer import fuse
-from trainer.evaluate import metrics
-from trainer.feed import Plan
-from trainer.normalise import Normaliser
-from trainer.selection import parse_shards
-from trainer.world import World
+from trainer.data.feed import Plan
+from trainer.data.normalise import Normaliser
+from trainer.data.selection import parse_shards
+from trainer.fusion import fuse
+from trainer.process.world import World
+from trainer.run.evaluate import metrics
 
 
 def plan(batch_size: int, seed: int = 0, samples: int = 500, rank: int = 0, size: int = 1) -> Plan:
@@ -61,8 +61,8 @@ def test_a_batch_larger_than_the_shard_is_the_shard() -> None:
 @pytest.mark.parametrize("folder", [SUB4, RAW, WHOLE])
 def test_normalised_batches_have_mean_0_and_deviation_1(data, folder: str) -> None:  # type: ignore[no-untyped-def]
     """Through the stock Loader, over all of train, per RGB channel."""
-    from trainer.loader import ShardLoader
-    from trainer.selection import Prepared
+    from trainer.data.loader import ShardLoader
+    from trainer.data.selection import Prepared
 
     found = manifest.load(data / folder)
     prepared, cpu = Prepared(data / folder, found), torch.device("cpu")

@@ -168,7 +168,7 @@ def test_the_contact_sheet_does_without_the_source(
     text = (copy / "manifest.json").read_text()
     content = json.loads(text)
     assert content["source"] == str(source)
-    from pipeline import manifest
+    from pipeline.format import manifest
 
     found = manifest.load(copy)
     manifest.Manifest(**{**vars(found), "source": str(moved / "gone")}).save(copy)

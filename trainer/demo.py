@@ -5,14 +5,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline.imaging import image_to_values
-from trainer.device import pick_device
-from trainer.ensemble import ensemble
-from trainer.execution import Execution
-from trainer.jobs import select_runs, train_shard
-from trainer.report import table
-from trainer.selection import Prepared, select
-from trainer.train import ProgressBar
+from pipeline.planes.imaging import image_to_values
+from trainer.data.selection import Prepared, select
+from trainer.fusion.ensemble import ensemble
+from trainer.jobs.shards import select_runs, train_shard
+from trainer.process.device import pick_device
+from trainer.reports.report import table
+from trainer.run.execution import Execution
+from trainer.run.train import ProgressBar
 
 RECIPE = "digits"
 NEXT = """

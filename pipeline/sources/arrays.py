@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.index import Container, Place
 from pipeline.sources import cifar_files, idx
+from pipeline.sources.index import Container, Place
 
 
 def open_array(path: Path, container: Container) -> Callable[[Place], bytes]:

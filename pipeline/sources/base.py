@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.index import Scan
+from pipeline.sources.index import Scan
 
 
 @dataclass(frozen=True)

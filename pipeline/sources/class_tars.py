@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import Scan, some
 from pipeline.sources.base import Source
 from pipeline.sources.gzipped import Gunzip, is_gzip, points_of
+from pipeline.sources.index import Scan, some
 from pipeline.sources.names import FILES, class_names
 from pipeline.sources.tar import Stream, class_images, first_members, open_tar, tars_in, walk
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import some
+from pipeline.sources.index import some
 
 _FEW = 16
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import Scan, some
 from pipeline.sources.base import Source
+from pipeline.sources.index import Scan, some
 from pipeline.sources.names import class_names
 
 SOURCE_SPLITS = ("train", "val")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import Place
+from pipeline.sources.index import Place
 from pipeline.sources.zlib_stream import GZIP, WINDOW, Inflate, InflateError
 
 MAGIC = b"\x1f\x8b"

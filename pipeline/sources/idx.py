@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
-from pipeline.index import Scan
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, only
+from pipeline.sources.index import Scan
 
 CLASSES = 10
 _CHUNK = 1 << 20  # bytes

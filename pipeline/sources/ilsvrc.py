@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import Scan
 from pipeline.sources.base import Source
 from pipeline.sources.class_tars import scan_inner_tars
+from pipeline.sources.index import Scan
 from pipeline.sources.names import class_names
 from pipeline.sources.tar import Member, open_tar, refuse_twice, walk
 

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import Scan
 from pipeline.sources.base import Source
 from pipeline.sources.class_tars import scanned
+from pipeline.sources.index import Scan
 from pipeline.sources.tar import first_members, walk
 
 CLASSES = [str(number) for number in range(1000)]

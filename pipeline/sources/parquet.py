@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
-from pipeline.index import Container, Place, Scan, some
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, natural, only
+from pipeline.sources.index import Container, Place, Scan, some
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import some
 from pipeline.sources.base import Source
 from pipeline.sources.cifar import CifarBinary, CifarPython
 from pipeline.sources.class_tars import ClassTars, WholeTar
@@ -11,6 +10,7 @@ from pipeline.sources.folders import ClassFolders
 from pipeline.sources.idx import Idx
 from pipeline.sources.ilsvrc import IlsvrcTars
 from pipeline.sources.imagenetv2 import ImageNetV2Tar
+from pipeline.sources.index import some
 from pipeline.sources.parquet import Parquet
 from pipeline.sources.trees import ImageNetV2, Kaggle, TinyImageNet
 from pipeline.sources.webdataset import WebDataset

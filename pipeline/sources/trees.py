@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import Scan, some
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, only, subfolders
 from pipeline.sources.folders import class_folder_names, class_images
+from pipeline.sources.index import Scan, some
 from pipeline.sources.names import class_names
 
 SOLUTION = "LOC_val_solution.csv"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.index import Scan, some
 from pipeline.sources.base import Source
 from pipeline.sources.find import natural, subfolders, visible_files
+from pipeline.sources.index import Scan, some
 from pipeline.sources.tar import Member, first_members, open_tar, tars_in, walk
 
 IMAGES = ("jpg", "jpeg", "png", "webp")

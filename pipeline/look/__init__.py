@@ -1,0 +1,1 @@
+"""What a prepared directory is and holds, in words and pictures."""

@@ -1,0 +1,1 @@
+"""The bytes of an image in, its spectral planes out, and back."""

@@ -1,0 +1,63 @@
+"""Bytes of an image file in, what a preparation stores of it out.
+
+`image_to_values` is the whole chain for one image; prediction uses the same one.
+"""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BadImageError
+from pipeline.options import Preparation
+from pipeline.planes.decode import decode, from_pixels
+from pipeline.planes.resize import resize
+from pipeline.planes.splitter import Planes, Splitter
+
+MAX_ASPECT = 32  # of images whose aspect is kept
+
+
+def load(
+    data: bytes, prep: Preparation, shape: tuple[int, int, int] | None = None
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The resized pixels (H, W, channels), and the image's own (width, height) in px.
+
+    shape: `data` is no image file but pixels, (height, width, channels). BadImageError with the
+    reason when the bytes hold no usable image. The own size is that of the decoded image, which
+    a draft may have reduced.
+    """
+    if shape is None:
+        image = decode(data, prep.channels, prep.size)
+    else:
+        image = from_pixels(data, prep.channels, shape)
+    width, height = image.size
+    if prep.resize == "shortest" and max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImageError(f"{width}x{height} px is longer than {MAX_ASPECT}:1")
+    return resize(image, prep.resize, prep.size), (width, height)
+
+
+def image_to_values(data: bytes, prep: Preparation) -> Planes:
+    """What a trained network gets of an image file: (N, channels, h, w) int8, centred on 0.
+
+    The quantised planes, or for `--splits 1` the pixels less 128; an image whose aspect was
+    kept is cut to its centred square. BadImageError if it is no image.
+    """
+    pixels, _ = load(data, prep)
+    if prep.splits == 1:
+        centre = _centre(pixels, prep.input_shape[1])
+        return (centre ^ 128).view(np.int8).transpose(2, 0, 1)[None].copy()
+    splitter = _splitter(prep)
+    planes = splitter.empty()
+    splitter.split(pixels, planes, np.zeros(prep.splits, np.int64))
+    return planes
+
+
+@cache
+def _splitter(prep: Preparation) -> Splitter:
+    return Splitter(prep)
+
+
+def _centre(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The centred square of `side` px."""
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return pixels[top : top + side, left : left + side]

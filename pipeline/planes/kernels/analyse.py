@@ -1,0 +1,39 @@
+"""The heart of the offline stage: the phases of one image in, its N quantised planes out."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.planes.kernels.jit import kernel
+from pipeline.planes.kernels.project import fold, weigh
+from pipeline.planes.kernels.quantise import quantise_row
+
+
+@kernel
+def analyse(
+    values: Any,
+    pairs: Any,
+    weights: Any,
+    rows: Any,
+    lengths: Any,
+    scale: Any,
+    planes: Any,
+    clipped: Any,
+) -> None:
+    """Transform and quantise `values`, plane by plane.
+
+    values: (N, channels, J) int16 as `gather` leaves them; overwritten. pairs, weights,
+    rows: what `fold` and `weigh` take, weights (N, M) int32 fixed point and rows (N, M)
+    with lengths (N,) of them in use. scale: (N, channels) float32. planes: (N, channels,
+    J) int8, filled. clipped: (N,) int64, added to.
+    """
+    count, channels, size = planes.shape
+    flat = values.reshape(count, channels * size)
+    fold(flat, pairs)
+    row = np.empty(channels * size, np.int32)
+    for k in range(count):
+        used = lengths[k]
+        weigh(weights[k, :used], rows[k, :used], flat, row)
+        for c in range(channels):
+            part = row[c * size : (c + 1) * size]
+            clipped[k] += quantise_row(part, scale[k, c], planes[k, c])

@@ -1,0 +1,54 @@
+"""What in an output directory is ours: nothing else is ever removed, or written over."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.format import manifest
+from pipeline.format.beton import PARTIAL
+from pipeline.sources.index import SPLITS, some
+from pipeline.work import samples
+
+JOURNAL = "journal"
+LOCK = ".lock"
+_FILES = (manifest.NAME, samples.NAME)
+_SHARD = re.compile(rf"shard_\d+\.beton(\.sizes)?({re.escape(PARTIAL)})?")
+_JOURNAL = re.compile(r"(header|scan\.arrow|index\.(arrow|json)|commits\.jsonl|outcomes|again"
+                      rf"|.*\.points)({re.escape(PARTIAL)})?")  # fmt: skip
+
+
+def refuse_foreign(directory: Path) -> None:
+    """ConfigError if there is anything in `directory` that no run of ours has put there."""
+    if directory.is_dir() and (foreign := sorted(_foreign(directory))):
+        raise ConfigError(
+            f"{directory} holds what is not of this tool: {some(foreign)}. Move it away, or choose "
+            "another --out"
+        )
+
+
+def _foreign(directory: Path) -> Iterator[str]:
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name in (*SPLITS, JOURNAL):
+            known = _JOURNAL if path.name == JOURNAL else _SHARD
+            yield from (
+                f"{path.name}/{inner.name}"
+                for inner in path.iterdir()
+                if not known.fullmatch(inner.name)
+            )
+        elif path.is_dir() or path.name.removesuffix(PARTIAL) not in (*_FILES, LOCK):
+            yield path.name
+
+
+def remove(directory: Path) -> None:
+    """Remove all that a run has written, the manifest first: without it nothing is final."""
+    (directory / manifest.NAME).unlink(missing_ok=True)
+    shutil.rmtree(directory / JOURNAL, ignore_errors=True)
+    for name in (*_FILES, *(name + PARTIAL for name in _FILES)):
+        (directory / name).unlink(missing_ok=True)
+    for split in SPLITS:
+        for path in (directory / split).glob("shard_*"):
+            path.unlink()
+        if (directory / split).is_dir():
+            (directory / split).rmdir()

@@ -1,0 +1,300 @@
+"""`spectral prepare`: a source and a preparation in, a finished directory of shards out."""
+
+import fcntl
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipeline import __version__
+from pipeline.catalogue import catalogue
+from pipeline.errors import ConfigError, DamagedError
+from pipeline.format import manifest
+from pipeline.format.manifest import Manifest
+from pipeline.options import Preparation
+from pipeline.progress import Advance
+from pipeline.sources import Source, recognise
+from pipeline.sources.index import SPLITS, Index, Scan
+from pipeline.sources.splits import assign, check_counts, refuse_unknown_choices
+from pipeline.work.changes import changed_places, difference
+from pipeline.work.journal import Journal
+from pipeline.work.owned import JOURNAL, LOCK, refuse_foreign, remove
+from pipeline.work.run import Run
+from pipeline.work.statistics import conclude
+from pipeline.work.verify import quick_check
+
+log = logging.getLogger(__name__)
+
+GOOD_DB = 40.0
+MUCH_CLIPPED = 0.001
+
+ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` has made. existed: whether it was there already."""
+
+    directory: Path
+    manifest: Manifest
+    existed: bool
+
+
+def prepare(
+    prep: Preparation,
+    source: Path,
+    out: Path,
+    *,
+    workers: int,
+    max_bad: int | None,
+    progress: ProgressBar,
+    overwrite: bool = False,
+) -> Prepared:
+    """Write the shards of `source`, or go on where an interrupted run left off.
+
+    max_bad: quarantined images that are tolerated; None: 0.1 % of all, but at least 20.
+    overwrite: remove what is there first, finished or not.
+    """
+    refuse_unknown_choices(prep)
+    directory = prep.directory(out)
+    _refuse_overlap(source, directory)
+    if (directory / manifest.NAME).exists() and not overwrite:
+        return Prepared(directory, _finished(directory, prep, source, progress), True)
+    found = recognise(source)
+    _say_unusual_layout(prep, found)
+    refuse_foreign(directory)
+    with _lock(directory), _naming(directory):
+        if overwrite:
+            remove(directory)
+        existed = (directory / manifest.NAME).exists()  # another run may have finished since
+        if not existed:
+            result = _write(prep, found, directory, workers, max_bad, progress)
+            shutil.rmtree(directory / JOURNAL)
+    if existed:
+        return Prepared(directory, _finished(directory, prep, source, progress), True)
+    _say_what_to_look_at(directory, result)
+    return Prepared(directory, result, False)
+
+
+def _write(
+    prep: Preparation,
+    source: Source,
+    directory: Path,
+    workers: int,
+    max_bad: int | None,
+    progress: ProgressBar,
+) -> Manifest:
+    index = _journalled(prep, source, directory, progress)
+    rows = index.summary.rows
+    allowed = max(20, math.ceil(rows / 1000)) if max_bad is None else max_bad
+    run = Run(prep, index, directory, directory / JOURNAL, allowed)
+    with progress("prepare", rows, "images") as advance:
+        run.write(workers, advance)
+    result = conclude(run, source.layout, _versions())
+    result.save(directory)
+    return result
+
+
+def _journalled(prep: Preparation, source: Source, directory: Path, progress: ProgressBar) -> Index:
+    """The index that an interrupted run was working on, or a new one."""
+    folder = directory / JOURNAL
+    header = {"preparation": asdict(prep), "source": str(source.root.resolve()),
+              "layout": source.layout, "versions": _versions()}  # fmt: skip
+    if (index := Index.load(folder, source.root)) is not None:
+        with closing(Journal(folder / "header")) as journal:
+            records = journal.read()
+        if not records:
+            raise DamagedError(f"{folder / 'header'} is damaged: start over with --overwrite")
+        if changes := difference(records[0], header):
+            raise ConfigError(
+                f"{directory} was begun otherwise: {changes}. Give the same options to go on, or "
+                "--overwrite to start over"
+            )
+        return _unchanged(index, prep, source, directory, progress)
+    remove(directory)
+    folder.mkdir()
+    with closing(Journal(folder / "header")) as journal:
+        journal.append(header)
+    index = scan(prep, source, folder, progress)
+    check_counts(index, catalogue().get(prep.dataset), prep)
+    index.save()
+    return index
+
+
+def scan(prep: Preparation, source: Source, folder: Path, progress: ProgressBar) -> Index:
+    """List the images of a source and decide on their splits; the index is in `folder`."""
+    with progress("index", 0, "images") as advance:
+        listed = Scan(folder, source.root, advance)
+        source.scan(listed)
+        index = assign(listed, prep, folder)
+    listed.close()
+    return index
+
+
+def _unchanged(
+    index: Index, prep: Preparation, source: Source, directory: Path, progress: ProgressBar
+) -> Index:
+    """The index, if the source is still what it was when it was indexed."""
+    if not changed_places(source.root, index.summary.origin):
+        return index
+    again = directory / JOURNAL / "again"
+    with _fresh(again):
+        now = scan(prep, source, again, progress)
+        if now.summary.fingerprint != index.summary.fingerprint:
+            raise ConfigError(
+                f"{source.root} has changed since {directory} was begun from it: "
+                f"{_counted(index.summary.counts, now.summary.counts)}. Restore it to go on, or "
+                "--overwrite to start over"
+            )
+        for path in again.iterdir():
+            path.replace(directory / JOURNAL / path.name)
+    now.folder = directory / JOURNAL
+    now.save()
+    return now
+
+
+def _counted(then: dict[str, int], now: dict[str, int]) -> str:
+    def words(counts: dict[str, int]) -> tuple[str, str]:
+        parts = [f"{counts[split]} {split}" for split in SPLITS if counts[split]]
+        return f"{sum(counts.values())} images", f"({', '.join(parts)})"
+
+    then_all, then_parts = words(then)
+    now_all, now_parts = words(now)
+    if then == now:
+        return f"{then_all} {then_parts} then and now, but other files, sizes or classes"
+    return f"{then_all} then, {now_all} now; {then_parts} then, {now_parts} now"
+
+
+def _say_unusual_layout(prep: Preparation, source: Source) -> None:
+    """A data set comes in some layouts and not in others: perhaps it is another one."""
+    spec = catalogue().get(prep.dataset)
+    if spec is not None and source.layout not in spec.layouts:
+        log.warning(
+            "%s is laid out as %s, in which %s does not come (but %s): is it the right source?",
+            source.root, source.layout, prep.dataset, ", ".join(spec.layouts),
+        )  # fmt: skip
+
+
+def _say_what_to_look_at(directory: Path, result: Manifest) -> None:
+    if bad := sum(count["quarantined"] for count in result.counts.values()):
+        log.warning(
+            "%d images cannot be used: `spectral inspect %s --bad` lists them", bad, directory
+        )
+    if result.preparation.splits > 1 and result.psnr_db and result.psnr_db < GOOD_DB:
+        log.warning(
+            "PSNR is %.1f dB, below %g dB: a smaller --step than %g keeps more",
+            result.psnr_db,
+            GOOD_DB,
+            result.preparation.step,
+        )
+    for plane in result.planes:
+        if plane.clipped > MUCH_CLIPPED:
+            log.warning(
+                "%.2f %% of plane %d is clipped: a larger --step keeps its range",
+                100 * plane.clipped,
+                plane.k,
+            )
+
+
+def _refuse_overlap(source: Path, directory: Path) -> None:
+    """Shards would be taken for images, or images be in the way of shards."""
+    there, here = source.resolve(), directory.resolve()
+    if there in (here, *here.parents) or here in there.parents:
+        raise ConfigError(
+            f"{directory}, where the shards go, and --source {source} lie within each other: "
+            "choose another --out"
+        )
+
+
+def _finished(directory: Path, prep: Preparation, source: Path, progress: ProgressBar) -> Manifest:
+    """The manifest of what is there already; an error if it is not what was asked for."""
+    found = manifest.load(directory)
+    then = {"preparation": asdict(found.preparation), "source": found.source}
+    asked = {"preparation": asdict(prep), "source": _root(source, Path(found.source))}
+    if changes := difference(then, asked):
+        raise ConfigError(
+            f"{directory} is finished and was made otherwise: {changes}. Choose another --out or "
+            "another dataset name, or --overwrite"
+        )
+    if source.exists() and changed_places(Path(found.source), found.origin):
+        _refuse_changed_source(directory, found, source, progress)
+    if damaged := quick_check(directory, found):
+        raise DamagedError(f"{'; '.join(damaged)}: --overwrite prepares it again")
+    if (directory / JOURNAL).exists():  # a run was killed in its very last moment
+        with _lock(directory):
+            shutil.rmtree(directory / JOURNAL, ignore_errors=True)
+    return found
+
+
+def _root(source: Path, recorded: Path) -> str:
+    """What the user named, resolved; the recorded archive if it lies alone in that folder."""
+    alone = recorded.parent == source.resolve() and not recorded.is_dir()
+    return str(recorded if alone else source.resolve())
+
+
+def _refuse_changed_source(
+    directory: Path, found: Manifest, source: Path, progress: ProgressBar
+) -> None:
+    """Dates differ: look whether the images do."""
+    with _lock(directory), _fresh(directory / JOURNAL) as folder:
+        now = scan(found.preparation, recognise(source), folder, progress).summary
+    if now.fingerprint != found.fingerprint:
+        then = {split: count["indexed"] for split, count in found.counts.items()}
+        raise ConfigError(
+            f"{source} has changed since {directory} was made from it: "
+            f"{_counted(then, now.counts)}. --overwrite prepares it again"
+        )
+
+
+@contextmanager
+def _fresh(folder: Path) -> Iterator[Path]:
+    """An empty folder that is removed at the end."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _naming(directory: Path) -> Iterator[None]:
+    """Libraries raise OSErrors without a place: name the output then."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename:
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(directory)) from error
+
+
+@contextmanager
+def _lock(directory: Path) -> Iterator[None]:
+    """Hold `directory` against a second run; a crash releases it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{directory} cannot be made, as a file is in the way: choose another --out"
+        ) from error
+    with (directory / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another run is at work on {directory}: wait for it") from error
+        yield
+
+
+def _versions() -> dict[str, str]:
+    """What decides on the bytes of a shard, beside the options."""
+    import PIL
+    from PIL import features
+
+    from pipeline.zstd import zstd_version
+
+    libraries = {name: str(features.version(name)) for name in ("libjpeg_turbo", "webp")}
+    own = {"spectral": __version__, "pillow": PIL.__version__, "zstd": zstd_version()}
+    return {**own, **libraries}

@@ -1,0 +1,168 @@
+"""What became of each row of an index in; samples.parquet, one row a sample, out."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import DamagedError
+from pipeline.format.beton import PARTIAL
+from pipeline.sources.index import SPLITS, Container, Index, Place
+
+NAME = "samples.parquet"
+WRITTEN, QUARANTINED = "written", "quarantined"
+_WORDS = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", _WORDS),
+        ("label", pa.int32()),
+        ("file", _WORDS),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("status", _WORDS),
+        ("reason", pa.string()),
+    ]
+)
+_CONTAINERS = b"spectral.containers"
+_READ_ROWS = 1 << 20
+
+
+class Outcomes:
+    """(width, height) in px of each row so far, (0, 0) of a quarantined one: a file that grows."""
+
+    def __init__(self, path: Path, rows: int, digest: str) -> None:
+        """rows, digest: of what an interrupted run has left; DamagedError if it is not that."""
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        os.ftruncate(self._fd, rows * 8)
+        self._hash = hashlib.sha256()
+        for start in range(0, rows, _READ_ROWS):
+            self._hash.update(self.read(start, min(_READ_ROWS, rows - start)).tobytes())
+        if rows and self.digest != digest:
+            raise DamagedError(f"{path} is not what was written: start over with --overwrite")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all rows, in hexadecimal."""
+        return self._hash.hexdigest()
+
+    def append(self, shapes: NDArray[np.int32]) -> None:
+        """Add rows (m, 2)."""
+        data = memoryview(np.ascontiguousarray(shapes, "<i4").tobytes())
+        self._hash.update(data)
+        try:
+            while len(data):
+                data = data[os.pwrite(self._fd, data, os.fstat(self._fd).st_size) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
+    def read(self, start: int, count: int) -> NDArray[np.int32]:
+        """Rows (count, 2) from `start` on."""
+        return np.frombuffer(os.pread(self._fd, count * 8, start * 8), "<i4").reshape(count, 2)
+
+    def sync(self) -> None:
+        """Until it is on the disk."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+def write(directory: Path, index: Index, outcomes: Outcomes, reasons: dict[int, str]) -> Path:
+    """Write the table under its partial name, row group by row group. reasons: by row."""
+    partial = directory / (NAME + PARTIAL)
+    containers = json.dumps([asdict(c) for c in index.summary.containers])
+    schema = SCHEMA.with_metadata({_CONTAINERS: containers.encode()})
+    with partial.open("wb") as file:
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            start = 0
+            for batch in index.batches():
+                shapes = outcomes.read(start, len(batch))
+                why = [reasons.get(row) for row in range(start, start + len(batch))]
+                writer.write_table(_table(index, batch, shapes, why, schema))
+                start += len(batch)
+        file.flush()
+        os.fsync(file.fileno())
+    return partial
+
+
+def _table(
+    index: Index, batch: pa.RecordBatch, shapes: NDArray[np.int32], why: list[Any], schema: Any
+) -> pa.Table:
+    files = [container.path for container in index.summary.containers]
+    status = np.array([reason is not None for reason in why], np.int32)
+    columns = {name: batch[name] for name in ("id", "label", "member", "offset", "size")}
+    columns["split"] = _coded(batch["split"].to_numpy(), SPLITS)
+    columns["file"] = _coded(batch["file"].to_numpy(), files)
+    columns["width"], columns["height"] = pa.array(shapes[:, 0]), pa.array(shapes[:, 1])
+    columns["status"] = _coded(status, (WRITTEN, QUARANTINED))
+    columns["reason"] = pa.array(why, pa.string())
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _coded(codes: NDArray[Any], words: Any) -> pa.Array:
+    """Only the words that occur: 21,841 file names need not stand in every row group."""
+    used, places = np.unique(codes, return_inverse=True)
+    return pa.DictionaryArray.from_arrays(
+        pa.array(places, pa.int32()), pa.array([words[code] for code in used.tolist()], pa.string())
+    )
+
+
+def quarantined(directory: Path) -> Iterator[tuple[str, str]]:
+    """(id, reason) of each image that could not be used."""
+    columns = ["id", "status", "reason"]
+    if why := problem(directory / NAME):
+        raise DamagedError(f"{directory / NAME} {why}; copy it again, or prepare --overwrite")
+    with pq.ParquetFile(directory / NAME) as file:
+        for group in range(file.num_row_groups):
+            for row in file.read_row_group(group, columns).to_pylist():
+                if row["status"] == QUARANTINED:
+                    yield row["id"], row["reason"]
+
+
+def places(directory: Path, split: str, wanted: list[int]) -> Iterator[tuple[str, Place]]:
+    """(id, place) of some stored samples of a split, by ascending number within its shards."""
+    with pq.ParquetFile(directory / NAME) as file:
+        number = {container.path: i for i, container in enumerate(containers(directory))}
+        seen = 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            stored = pc.and_(pc.equal(table["split"], split), pc.equal(table["status"], WRITTEN))
+            table = table.filter(stored)
+            for sample in wanted:
+                if seen <= sample < seen + len(table):
+                    row = table.slice(sample - seen, 1).to_pylist()[0]
+                    where = (number[row["file"]], row["member"], row["offset"], row["size"])
+                    yield row["id"], Place(*where)
+            seen += len(table)
+
+
+def containers(directory: Path) -> list[Container]:
+    """The files and folders that the samples came from."""
+    content = json.loads(pq.read_schema(directory / NAME).metadata[_CONTAINERS])
+    return [Container(**{**c, "shape": c["shape"] and tuple(c["shape"])}) for c in content]
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with the table's footer, or with its columns."""
+    if not path.is_file():
+        return "is missing"
+    try:
+        found = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        return f"is no Parquet file any more: {error}"
+    return None if found.equals(SCHEMA) else f"has columns {found.names}, not {SCHEMA.names}"

@@ -1,0 +1,139 @@
+"""An index in, tasks for the workers out, with the bytes that only the parent can read."""
+
+import queue
+import threading
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.options import Preparation
+from pipeline.sources.index import Index, Place
+from pipeline.sources.reading import Feeder
+from pipeline.work.worker import Task
+
+CHUNK_BYTES = 32 << 20  # of pixels that one task decodes
+CHUNK_IMAGES = 256
+PROBED = 64
+PSNR_IMAGES = 200  # about so many, spread over the index, measure the quality
+_AHEAD = 8  # tasks that are read before a worker asks for them
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of an index that a task works on. order: row (from 0) of each of its samples,
+    those of train first; splits and labels: in that order.
+    """
+
+    rows: pa.RecordBatch
+    order: NDArray[np.int64]
+    splits: NDArray[np.int8]
+    labels: NDArray[np.int32]
+
+
+Work = tuple[Task, Part]
+
+
+def chunk_images(prep: Preparation, rows: int, workers: int) -> int:
+    """Images of a task: few where there are few, so that every worker has some."""
+    fitting = CHUNK_BYTES // (prep.size * prep.size * prep.channels)
+    return max(1, min(CHUNK_IMAGES, fitting, -(-rows // (4 * workers))))
+
+
+def slot_bytes(prep: Preparation, images: int) -> int:
+    """Room for the payloads of a task: pixels, what a codec may add, and for `shortest`
+    twice as much; a task that needs more travels through the pipe.
+    """
+    pixels = prep.size * prep.size * prep.channels * images
+    overhead = 1024 * images * prep.splits
+    return (2 if prep.resize == "shortest" else 1) * (pixels + pixels // 128) + overhead
+
+
+def tasks(
+    index: Index, prep: Preparation, folder: Path, start: int, size: int
+) -> Generator[Work, None, None]:
+    """Tasks of up to `size` rows from row `start` on, numbered from 0.
+
+    folder: where the scan of the index left what a reader needs. What workers cannot read
+    themselves is read here, ahead, in a thread.
+    """
+    feeder = Feeder(index.root, index.summary.containers, folder)
+    work = _tasks(index, prep, feeder, start, size)
+    return _ahead(work) if feeder.needed else work
+
+
+def _tasks(
+    index: Index, prep: Preparation, feeder: Feeder, start: int, size: int
+) -> Generator[Work, None, None]:
+    every = max(1, index.summary.rows // PSNR_IMAGES)
+    number, row = 0, start
+    for batch in index.batches(start):
+        for at in range(0, len(batch), size):
+            part = _part(batch.slice(at, size))
+            measured = ((row + part.order) % every == 0).tolist()
+            yield _task(number, part, measured, feeder), part
+            number, row = number + 1, row + len(part.rows)
+
+
+def probe(index: Index, prep: Preparation, folder: Path, start: int) -> Task:
+    """A task to reckon sizes from: images of many places, or where reading far ahead is dear
+    the next ones.
+    """
+    feeder = Feeder(index.root, index.summary.containers, folder)
+    nearest = feeder.needed
+    rows = next(index.batches(start)).slice(0, PROBED) if nearest else index.spread(PROBED)
+    part = _part(rows)
+    return _task(0, part, [False] * len(part.rows), feeder)
+
+
+def _part(rows: pa.RecordBatch) -> Part:
+    splits = rows["split"].to_numpy()
+    order = np.argsort(splits, kind="stable")
+    return Part(rows, order, splits[order], rows["label"].to_numpy()[order])
+
+
+def _task(number: int, part: Part, measured: list[bool], feeder: Feeder) -> Task:
+    columns = (part.rows[name].to_pylist() for name in ("file", "member", "offset", "size"))
+    found = [Place(*values) for values in zip(*columns, strict=True)]
+    fed = [feeder.read(place) if feeder.feeds(place) else None for place in found]
+    data = [fed[i] for i in part.order] if any(x is not None for x in fed) else None
+    places = [found[i] for i in part.order]
+    return Task(number, places, measured, int((part.splits == 0).sum()), data)
+
+
+def _ahead(work: Iterable[Work]) -> Generator[Work, None, None]:
+    """The same, made by a thread that is a few tasks ahead; its errors are raised here."""
+    made: queue.Queue[Work | BaseException | None] = queue.Queue(_AHEAD)
+    stop = threading.Event()
+
+    def put(item: Work | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                made.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def make() -> None:
+        try:
+            for item in work:
+                put(item)
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while (item := made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

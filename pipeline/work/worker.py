@@ -1,0 +1,230 @@
+"""One chunk of samples in; their payloads, grouped by plane, and statistics out.
+
+Runs in worker processes, which share a block of memory with the parent: payloads go
+there, only sizes and sums are pickled.
+"""
+
+import traceback
+from dataclasses import dataclass
+from itertools import accumulate
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+from numpy.typing import NDArray
+
+from pipeline.errors import BadImageError, SpectralError, describe
+from pipeline.format.codec import Payloads, decode_whole, encoder
+from pipeline.options import Preparation
+from pipeline.planes.imaging import load
+from pipeline.planes.kernels.moments import add_moments
+from pipeline.planes.splitter import Splitter
+from pipeline.sources.index import Container, Place
+from pipeline.sources.reading import Reader
+
+ERROR_UNIT = 1 << 20
+
+
+@dataclass
+class Task:
+    """Samples to work on. `measured`: whether to measure the PSNR of each. train: so many of them,
+    the first ones, belong to the split train. data: the bytes of each, where the parent has read
+    them; they travel in shared memory where there is room, and `sizes` says how long each is.
+    """
+
+    number: int
+    places: list[Place]
+    measured: list[bool]
+    train: int
+    data: list[bytes] | None = None
+    sizes: list[int] | None = None
+
+
+@dataclass
+class Moments:
+    """Exact sums over samples; they add up in any order (N planes, C channels)."""
+
+    pixels: int
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    clipped: NDArray[np.int64]
+
+    @classmethod
+    def zero(cls, prep: Preparation) -> "Moments":
+        """Nothing added up yet."""
+        n, c = prep.splits, prep.channels
+        return cls(
+            0, np.zeros((n, c), np.int64), np.zeros((n, c, c), np.int64), np.zeros(n, np.int64)
+        )
+
+    def add(self, other: "Moments") -> None:
+        """Add `other` to this."""
+        self.pixels += other.pixels
+        self.first += other.first
+        self.second += other.second
+        self.clipped += other.clipped
+
+
+@dataclass
+class Errors:
+    """Squared errors of the measured samples: of the rebuilt image, and plane by plane (N,).
+
+    Integers, in units of 1/ERROR_UNIT squared grey levels, so that they add up in any order.
+    """
+
+    samples: int
+    values: int
+    image: int
+    planes: NDArray[np.int64]
+
+    @classmethod
+    def zero(cls, prep: Preparation) -> "Errors":
+        """Nothing measured yet."""
+        return cls(0, 0, 0, np.zeros(prep.splits, np.int64))
+
+    def add(self, other: "Errors") -> None:
+        """Add `other` to this."""
+        self.samples += other.samples
+        self.values += other.values
+        self.image += other.image
+        self.planes += other.planes
+
+
+@dataclass
+class Chunk:
+    """What came of a task. Lists and `shapes` (m, 2 as width, height of the source) have a
+    place for every sample; `sizes` (N, stored) and `stored_shapes` for the stored ones.
+    """
+
+    number: int
+    reasons: list[str | None]
+    shapes: NDArray[np.int32]
+    sizes: NDArray[np.uint32]
+    stored_shapes: NDArray[np.int32]
+    train: Moments
+    rest: Moments
+    errors: Errors
+    inline: bytes | None = None
+
+
+class Processor:
+    """Everything a worker needs for one preparation."""
+
+    def __init__(self, prep: Preparation, reader: Reader) -> None:
+        self.prep, self.reader = prep, reader
+        self.encode, self.payloads = encoder(prep), Payloads(prep.splits)
+        self.splitter = Splitter(prep) if prep.splits > 1 else None
+        self.planes = self.splitter.empty() if self.splitter else None
+
+    def process(self, task: Task) -> Chunk:
+        """The chunk; its payloads lie in `payloads` until the next call."""
+        prep = self.prep
+        self.payloads.clear()
+        train, rest, errors = Moments.zero(prep), Moments.zero(prep), Errors.zero(prep)
+        shapes = np.zeros((len(task.places), 2), np.int32)
+        reasons: list[str | None] = []
+        stored_shapes = []
+        for i, (place, measured) in enumerate(zip(task.places, task.measured, strict=True)):
+            try:
+                data = self.reader.read(place) if task.data is None else task.data[i]
+                pixels, shapes[i] = load(data, prep, self.reader.containers[place.file].shape)
+            except BadImageError as error:
+                reasons.append(str(error))
+                continue
+            reasons.append(None)
+            stored_shapes.append(
+                pixels.shape[:2] if self.splitter is None else prep.plane_shape[1:]
+            )
+            self._store(pixels, train if i < task.train else rest)
+            if measured:
+                errors.add(self._measure(pixels))
+        sizes = np.ascontiguousarray(self.payloads.sizes().T)
+        shape_table = np.array(stored_shapes, np.int32).reshape(-1, 2)
+        return Chunk(task.number, reasons, shapes, sizes, shape_table, train, rest, errors)
+
+    def _store(self, pixels: NDArray[np.uint8], moments: Moments) -> None:
+        planes: NDArray[Any]
+        if self.splitter is None or self.planes is None:
+            self.encode(pixels, self.payloads)
+            planes = pixels.transpose(2, 0, 1).reshape(1, pixels.shape[2], -1)
+        else:
+            self.splitter.split(pixels, self.planes, moments.clipped)
+            self.encode(self.planes, self.payloads)
+            planes = self.planes.reshape(self.prep.splits, self.prep.channels, -1)
+        add_moments(planes, moments.first, moments.second)
+        moments.pixels += planes.shape[2]
+
+    def _measure(self, pixels: NDArray[np.uint8]) -> Errors:
+        if self.splitter is None or self.planes is None:
+            shape = _channels_first(pixels)
+            stored = decode_whole(self.payloads.last(), self.prep.codec, shape)
+            error = _squares(stored.astype(np.float32) - pixels)
+            return Errors(1, pixels.size, error, np.array([error]))
+        rebuilt = self.splitter.rebuild(self.planes)
+        planes = self.splitter.dequantise(self.planes) - self.splitter.coefficients(pixels)
+        return Errors(
+            1,
+            pixels.size,
+            _squares(rebuilt.astype(np.float32) - pixels),
+            np.array([_squares(plane) for plane in planes]),
+        )
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> tuple[int, int, int]:
+    h, w, c = pixels.shape
+    return c, h, w
+
+
+def _squares(values: NDArray[np.float32]) -> int:
+    # Not a dot product: BLAS would give sums that depend on the number of threads.
+    return round(float(np.sum(values * values, dtype=np.float64)) * ERROR_UNIT)
+
+
+def work(
+    connection: Connection, memory: Any, prep: Preparation, root: Path, containers: list[Container]
+) -> None:
+    """The main loop of a worker: (task, slot) in, Chunk or an error message out.
+
+    memory: SharedMemory of the pool. Ends when the parent closes its end or dies.
+    """
+    threadpoolctl.threadpool_limits(1)  # workers are the parallelism; BLAS threads would fight
+    processor = Processor(prep, Reader(root, containers))
+    slots = memory.open()
+    while True:
+        try:
+            task, slot = connection.recv()
+        except (EOFError, OSError):
+            return
+        room = slots[slot * memory.slot_bytes : (slot + 1) * memory.slot_bytes]
+        try:
+            task.data = _fed(task, room)
+            chunk, payloads = processor.process(task), processor.payloads
+            if payloads.total <= len(room):
+                payloads.group(np.frombuffer(room, np.uint8))
+            else:
+                blob = np.empty(payloads.total, np.uint8)
+                payloads.group(blob)
+                chunk.inline = blob.tobytes()
+            answer: Chunk | str = chunk
+        except OSError as error:
+            answer = describe(error)
+        except MemoryError as error:
+            answer = f"out of memory ({error or 'no reason given'}): try fewer --workers"
+        except SpectralError as error:
+            answer = str(error)
+        except Exception:
+            answer = "our own bug in a worker, please report it:\n" + traceback.format_exc()
+        try:
+            connection.send(answer)
+        except OSError:
+            return
+
+
+def _fed(task: Task, room: memoryview) -> list[bytes] | None:
+    """What the parent has read, out of shared memory."""
+    if task.sizes is None:
+        return task.data
+    ends = list(accumulate(task.sizes))
+    return [bytes(room[end - size : end]) for end, size in zip(ends, task.sizes, strict=True)]

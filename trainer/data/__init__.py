@@ -1,0 +1,1 @@
+"""Prepared shards in, batches on the device out."""

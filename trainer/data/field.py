@@ -1,0 +1,115 @@
+"""The FFCV field of zstd planes, and its decoder: for the stock `ffcv.loader.Loader`.
+
+    Loader(path, …, custom_fields={"image": PlaneField})
+
+yields (B, channels, h, w) int8 for "image". See docs/format.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import numba
+import numpy as np
+from ffcv.fields.base import ARG_TYPE, Field
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
+
+from pipeline.format.beton import PLANE, PLANE_ARGUMENTS
+from pipeline.zstd import library
+
+OK, CORRUPT, WRONG_SIZE = 0, 1, 2
+
+_zstd = library()
+_create, _free = _zstd.ZSTD_createDCtx, _zstd.ZSTD_freeDCtx
+_decompress = _zstd.ZSTD_decompressDCtx
+_CHUNK = 8  # frames a thread takes at a time: frames differ, and one thread wakes late
+
+
+@numba.njit(parallel=True, nogil=True, error_model="numpy")
+def decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: Any) -> None:
+    """Compiled once a process, whatever the number of loaders. One context a thread."""
+    threads = numba.get_num_threads()
+    contexts = np.empty(threads, np.uint64)
+    for thread in range(threads):
+        contexts[thread] = _create()
+    wanted = np.uint64(planes[0].size)
+    with numba.parallel_chunksize(_CHUNK):
+        for i in numba.prange(len(indices)):
+            row = metadata[indices[i]]
+            frame = file[row["ptr"] : row["ptr"] + np.uint64(row["size"])]
+            context = contexts[numba.get_thread_id()]  # type: ignore[attr-defined]
+            size = np.uint64(
+                _decompress(context, planes[i].ctypes.data, wanted, frame.ctypes.data, frame.size)
+            )
+            if size == wanted:
+                status[i] = OK
+            elif size > wanted or frame.size == 0:
+                status[i] = CORRUPT  # libzstd's error codes are the largest values of a size_t
+            else:
+                status[i] = WRONG_SIZE
+    for thread in range(threads):
+        _free(contexts[thread])
+
+
+class PlaneDecoder(Operation):  # type: ignore[misc]
+    """Decodes zstd frames. Each sample's status lies beside it in the batch's memory,
+    (B,) int32: `OK`, `CORRUPT` or `WRONG_SIZE`; whoever iterates has to look at it.
+    """
+
+    status_text: ClassVar = {
+        CORRUPT: "its zstd frame is damaged",
+        WRONG_SIZE: "its zstd frame holds a plane of another size",
+    }
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, Any]:
+        """Shape and memory of a batch, for FFCV's graph."""
+        shape, dtype = self.field.shape, np.dtype(np.int8)
+        state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
+        queries = (AllocationQuery(shape, dtype), AllocationQuery((), np.dtype(np.int32)))
+        return state, queries
+
+    def generate_code(self) -> Callable[..., Any]:
+        """FFCV compiles the returned function anew for every Loader, so it only calls."""
+
+        def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
+            planes, status = memory
+            decode_batch(indices, planes, status, metadata, storage_state[0])
+            return planes[: len(indices)]
+
+        return decode
+
+
+class PlaneField(Field):  # type: ignore[misc]
+    """A plane of (channels, height, width) int8, stored as one zstd frame."""
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        self.shape = shape
+
+    @property
+    def metadata_type(self) -> np.dtype[Any]:
+        """(ptr u8, size u4) of the frame."""
+        return PLANE
+
+    @staticmethod
+    def from_binary(binary: Any) -> "PlaneField":
+        """From the arguments in the file's header."""
+        raw = np.asarray(binary).view(np.uint8).tobytes()
+        channels, height, width = np.frombuffer(raw, PLANE_ARGUMENTS, 1)[0]
+        return PlaneField((int(channels), int(height), int(width)))
+
+    def to_binary(self) -> Any:
+        """To the arguments in the file's header."""
+        arguments = np.array([self.shape], PLANE_ARGUMENTS).view(np.uint8)
+        result = np.zeros(1, ARG_TYPE)[0]
+        result[0][: len(arguments)] = arguments
+        return result
+
+    def encode(self, destination: Any, field: Any, malloc: Any) -> None:
+        """Not with FFCV's writer: shards are written by `spectral prepare`."""
+        raise NotImplementedError("shards are written by `spectral prepare`")
+
+    def get_decoder_class(self) -> type[Operation]:
+        """The decoder that a Loader uses when none is named."""
+        return cast(type[Operation], PlaneDecoder)

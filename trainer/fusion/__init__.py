@@ -1,0 +1,1 @@
+"""The trained networks of one group, fused into one classifier."""

@@ -1,0 +1,105 @@
+"""Image files and the runs of one recipe in; classes with probabilities out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.errors import BadImageError, ConfigError, SourceError
+from pipeline.format import manifest
+from pipeline.planes.imaging import image_to_values
+from trainer.data.normalise import Normaliser
+from trainer.fusion import fuse
+from trainer.fusion.ensemble import NAME
+from trainer.process.device import pick_device
+from trainer.record.rundir import RunDir
+from trainer.run.network import load_network
+
+
+class Classifier:
+    """The fused network of one group of runs; weights from `spectral ensemble`."""
+
+    def __init__(self, group: Path, device: torch.device) -> None:
+        shards, weights = _fused_weights(group)
+        runs = {k: RunDir.of(group, k) for k, w in zip(shards, weights, strict=True) if w > 0}
+        self._weights = np.array([w for w in weights if w > 0])
+        self.data = manifest.load(next(iter(runs.values())).path)
+        self._device = device
+        self._networks = {k: load_network(run, self.data, device) for k, run in runs.items()}
+        self._normalisers = {k: Normaliser(self.data, k, device) for k in runs}
+
+    def classify(self, path: Path, top: int) -> list[tuple[str, float]]:
+        """The most likely classes with probabilities. SourceError if `path` holds no image."""
+        try:
+            planes = image_to_values(path.read_bytes(), self.data.preparation)
+        except OSError as error:
+            raise SourceError(f"cannot read {path}: {error.strerror}") from error
+        except BadImageError as error:
+            raise SourceError(f"{path}: {error}") from error
+        fused = fuse.fuse(self._logits(planes), self._weights)[0].astype(np.float64)
+        probabilities = np.exp(fused - fused.max())
+        probabilities /= probabilities.sum()
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self._name(c), float(probabilities[c])) for c in best]
+
+    def _name(self, label: int) -> str:
+        """`n01440764 tench`: the class, and its name where the source had one."""
+        key, names = self.data.classes[label], self.data.class_names
+        return key if names is None or names[label] == key else f"{key} {names[label]}"
+
+    @torch.inference_mode()
+    def _logits(self, planes: NDArray[np.int8]) -> NDArray[np.float32]:
+        """(networks, 1, classes)."""
+        found = []
+        for k, network in self._networks.items():
+            values = torch.from_numpy(planes[k : k + 1]).to(self._device).float()
+            found.append(network(self._normalisers[k](values)).float().cpu().numpy())
+        return np.stack(found)
+
+
+def _fused_weights(group: Path) -> tuple[list[int], list[float]]:
+    """Shards and their weights: learned where there was a calib split, else the average."""
+    path = group / NAME
+    if not path.exists():
+        raise ConfigError(f"{group} has no {NAME}: run `spectral ensemble` first")
+    try:
+        content = json.loads(path.read_text())
+        method = "learned" if "learned" in content["fused"] else "average"
+        weights = content["fused"][method]["weights"]
+        return [row["shard"] for row in content["shards"]], weights
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: run `spectral ensemble` again") from error
+
+
+def predict_all(
+    runs: Path, dataset: str | None, recipe: str | None, images: tuple[Path, ...], top: int
+) -> list[dict[str, Any]]:
+    """Predictions of each image by the one classifier in `runs` that fits, for printing."""
+    classifier = Classifier(_select(runs, dataset, recipe), pick_device())
+    found = []
+    for path in images:
+        rows = [{"class": name, "probability": p} for name, p in classifier.classify(path, top)]
+        found.append({"image": str(path), "classes": rows})
+    return found
+
+
+def _select(runs: Path, dataset: str | None, recipe: str | None) -> Path:
+    """The group of runs with an ensemble.json; `runs` itself may be one."""
+    pattern = f"{dataset or '*'}/*/*/{NAME}"
+    groups = [runs] if (runs / NAME).exists() else sorted(p.parent for p in runs.glob(pattern))
+    fitting = [g for g in groups if recipe is None or g.name == recipe] or [
+        g for g in groups if g.name.startswith(recipe or "")
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    every = sorted(path.parent for path in runs.glob(f"*/*/*/{NAME}"))
+    if not every:
+        raise ConfigError(f"no fused classifier in {runs}: run `spectral ensemble` first")
+    listed = "\n  ".join(f"--runs {group}" for group in fitting or every)
+    raise ConfigError(
+        f"{len(fitting) or 'none'} of {len(every)} fused classifiers in {runs} fit; choose one of"
+        f"\n  {listed}"
+    )

@@ -1,0 +1,1 @@
+"""Several runs: where each may run, their processes, and what is shown of them."""

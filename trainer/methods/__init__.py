@@ -1,0 +1,1 @@
+"""What a recipe is made of: augmentation, losses, optimisers, schedules."""

@@ -1,0 +1,1 @@
+"""What a process knows of itself: its device, its peers, when to stop."""

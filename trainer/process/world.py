@@ -1,0 +1,102 @@
+"""The environment that torchrun sets in; the processes that train one network together out.
+
+Each takes its share of every global batch, so that what is trained does not depend on how
+many there are. Without torchrun's variables it is one process, and nothing is set up.
+"""
+
+import ctypes
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+
+_SET_PDEATHSIG, _GET_PDEATHSIG = 1, 2  # of prctl(2)
+_GROUP = 4  # samples that mixing draws its partners from stay together, see trainer.methods.mixing
+
+
+@dataclass(frozen=True)
+class World:
+    """`rank` of `size` processes. Collective methods have to be called by all of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes logs and checkpoints."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """The part of `count` samples for this process: whole groups of four where that is fair."""
+        unit = _GROUP if count >= _GROUP * self.size else 1
+        bounds = [count * rank // self.size // unit * unit for rank in range(self.size)]
+        return slice(*[*bounds, count][self.rank : self.rank + 2])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise over all processes."""
+        if self.size > 1:
+            values = values.to(self.device, copy=True)
+            dist.all_reduce(values)
+        return values
+
+    def highest(self, value: int) -> int:
+        """The largest of all processes' numbers."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return int(shared.item())
+
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        """Give all processes the first one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        self.highest(0)
+
+
+def launched() -> bool:
+    """Whether torchrun, or our own launcher, started this process as one of several."""
+    return "WORLD_SIZE" in os.environ
+
+
+def _end_with_parent() -> None:
+    """Save and stop when torchrun is gone, which would leave its processes behind; those of our
+    own launcher are tied to it already.
+    """
+    libc, signals = ctypes.CDLL(None), ctypes.c_int()
+    if libc.prctl(_GET_PDEATHSIG, ctypes.byref(signals)) == 0 and not signals.value:
+        libc.prctl(_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[World]:
+    """The processes of this job, connected: NCCL between GPUs, gloo between CPUs."""
+    if not launched():
+        yield World(0, 1, device)
+        return
+    try:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError) as error:
+        raise ConfigError(
+            f"WORLD_SIZE is set, but not all of torchrun's variables are ({error}): start it by "
+            "torchrun, or unset WORLD_SIZE"
+        ) from error
+    _end_with_parent()
+    if device.type == "cuda":
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    yield World(rank, size, device)
+    dist.destroy_process_group()  # not after an error: it would wait for the others

@@ -1,0 +1,1 @@
+"""Recipes, in groups by source, and how they are found and resolved."""

@@ -1,0 +1,214 @@
+"""Where a run lives and what lies there.
+
+RUNS/<dataset>/<folder of the data>/<recipe>[+key=value…]/shard_07/ with recipe.toml,
+manifest.json (a copy of the data's), origin.json, versions.json, log.jsonl, last.pt and the
+checkpoint before it, best.pt and, when it has finished, result.json.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import time
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.errors import ConfigError, DamagedError
+from pipeline.files import write_json
+from pipeline.format import manifest
+from pipeline.format.beton import digest
+from pipeline.format.manifest import Manifest
+from trainer.data.selection import Prepared
+from trainer.recipes.recipe import Recipe, build
+
+
+def group_directory(runs: Path, data: Prepared, label: str) -> Path:
+    """The folder of all shards that one recipe trains on one prepared data set."""
+    return runs / data.manifest.preparation.dataset / data.directory.name / label
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One sub-network's directory."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, group: Path, k: int) -> "RunDir":
+        """The run of shard `k` within a group."""
+        return cls(group / f"shard_{k:02d}")
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The one before it."""
+        return self.path / "previous.pt"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the best accuracy on calib."""
+        return self.path / "best.pt"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The figures of a finished run, else None."""
+        return _read_json(self.path / "result.json")
+
+    def finished(self, recipe: Recipe, data: Manifest) -> dict[str, Any] | None:
+        """The result, if this recipe was trained to the end on this data; else None."""
+        if result := self.result:
+            self._check(recipe, data)
+            if not {"epochs", "steps", "train_seconds"} <= result.keys():
+                raise DamagedError(
+                    f"{self.path / 'result.json'} is damaged: remove it and run the same again"
+                )
+            if not zipfile.is_zipfile(self.best):
+                raise DamagedError(
+                    f"{self.best} of a finished run is missing or damaged: remove {self.path} and "
+                    "train this shard again"
+                )
+        return result
+
+    def start(self, recipe: Recipe, data: Prepared, k: int, weights: Path | None) -> None:
+        """Write down what it is made from, once it is sure that it can be.
+
+        `weights`: the file that the network starts from, if not from random ones.
+        """
+        if not (self.path / manifest.NAME).exists():
+            data.manifest.save(self.path)
+        write_json(self.path / "origin.json", _origin(data, k, weights))
+        (self.path / "recipe.toml").write_text(recipe.toml())
+        write_json(self.path / "versions.json", versions())
+
+    def check(self, recipe: Recipe, data: Prepared, k: int, weights: Path | None) -> None:
+        """Refuse it if what is there was made with another recipe, other data, another start; and
+        files of the shard that are not what was prepared, where they are new here or changed.
+        """
+        self._check(recipe, data.manifest)
+        path = self.path / "origin.json"
+        recorded, found = _read_json(path) or {"files": {}}, _origin(data, k, weights)
+        if not isinstance(recorded.get("files"), dict):
+            raise DamagedError(f"{path} is damaged: remove it, then the shard is checked anew")
+        if recorded.get("weights", found["weights"]) != found["weights"]:
+            raise ConfigError(
+                f"{self.path} was started from other weights (--init, --init-shard): say the same "
+                "again, or give this run another --name"
+            )
+        for name, stamp in found["files"].items():
+            file = data.directory / name
+            if recorded["files"].get(name) != stamp and (
+                digest(file) != data.manifest.files[name]["digest"]
+            ):
+                raise DamagedError(
+                    f"{file} is not what was prepared: copy it again from where it is whole, see "
+                    "`spectral verify`"
+                )
+
+    def _check(self, recipe: Recipe, data: Manifest) -> None:
+        recorded = self.path / "recipe.toml"
+        if recorded.exists() and not _same(recipe, recorded):
+            raise ConfigError(
+                f"{self.path} was started with another recipe (see recipe.toml there): "
+                "give this one another --name"
+            )
+        copy = self.path / manifest.NAME
+        if copy.exists() and manifest.load(self.path).digest != data.digest:
+            raise ConfigError(
+                f"{self.path} was trained on other data, or the data was prepared again since: "
+                "give this run another --name, or remove the directory"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold this run against a second one; a crash releases it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            for attempt in (1, 2):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if attempt == 2:
+                        raise ConfigError(
+                            f"another process trains {self.path}: wait for it"
+                        ) from error
+                    time.sleep(0.2)  # `spectral runs` holds it for a moment
+            yield
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json: from now on the run is finished."""
+        write_json(self.path / "result.json", result)
+
+
+def _same(recipe: Recipe, path: Path) -> bool:
+    """Whether a recipe's file says the same; what it does not say, since it is of an earlier
+    version, is as it was then: the default.
+    """
+    try:
+        return bool(build(Recipe, tomllib.loads(path.read_text(encoding="utf-8"))) == recipe)
+    except (ConfigError, ValueError):
+        return False
+
+
+def _origin(data: Prepared, k: int, weights: Path | None) -> dict[str, Any]:
+    """The shard's files with what changes when one is written, size and time in ns; and the
+    digest of the first weights.
+    """
+    names = [data.manifest.shard(s, k) for s in data.manifest.counts if data.manifest.written(s)]
+    stamps = {name: (data.directory / name).stat() for name in names}
+    return {
+        "files": {name: [found.st_size, found.st_mtime_ns] for name, found in stamps.items()},
+        "weights": None if weights is None else digest(weights),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DamagedError(
+            f"{path} is damaged: {error}; remove it and run the same again"
+        ) from error
+    return content if isinstance(content, dict) else None
+
+
+def versions() -> dict[str, str]:
+    """What the figures of a run depend on, besides recipe and data."""
+    import numba
+    import numpy
+    import torch
+
+    found = {
+        "spectral": __version__,
+        "git": _git_state(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "numba": numba.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _git_state() -> str:
+    """Commit of the checkout that runs, with `+changes` if it has any; `none` if installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+changes"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "none"

@@ -1,0 +1,1 @@
+"""What runs have logged in; lists, tables and pictures out."""

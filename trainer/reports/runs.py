@@ -1,0 +1,205 @@
+"""A folder of runs in; what is known of each, without loading torch, out.
+
+Nothing here is sure to be whole: a run may be under way, cut short, damaged, or not ours.
+"""
+
+import fcntl
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, describe
+from trainer.record import stderr
+from trainer.record.runlog import NAME, Status, status
+from trainer.reports.report import duration, of_total
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run. None: not known. Accuracies are shares from 0 to 1, times are in seconds.
+
+    `state`: finished, running, failed (in a queue; `error` says why), interrupted or damaged.
+    `seconds`: spent on training; of an unfinished run, since it was started or resumed last.
+    """
+
+    directory: Path
+    dataset: str
+    folder: str
+    recipe: str
+    shard: int
+    state: str
+    error: str | None = None
+    epoch: float | None = None
+    epochs: float | None = None
+    step: float | None = None
+    steps: float | None = None
+    calib_top1: float | None = None
+    val_top1: float | None = None
+    images_per_s: float | None = None
+    seconds: float | None = None
+    updated: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "directory": str(self.directory)}
+
+
+def list_runs(root: Path, words: tuple[str, ...] = ()) -> list[Run]:
+    """The runs in `root` whose folders, shard or state hold all words, in the order of names."""
+    if not root.is_dir():
+        raise ConfigError(f"no runs in {root}: run `spectral train` first, or name one by --runs")
+    found = []
+    for directory in sorted(root.glob("*/*/*/shard_*")):
+        try:
+            run = _look(root, directory)
+        except OSError as error:
+            log.warning("left out: %s", describe(error))
+            continue
+        said = f"{directory.relative_to(root)} {run.state}".lower() if run else ""
+        if run and all(word.lower() in said for word in words):
+            found.append(run)
+    return found
+
+
+def _look(root: Path, directory: Path) -> Run | None:
+    number = directory.name.removeprefix("shard_")
+    if not number.isdecimal() or not directory.is_dir():
+        log.warning("left out: %s is no run of this tool", directory)
+        return None
+    dataset, folder, recipe = directory.relative_to(root).parts[:3]
+    path = directory / NAME
+    at = status(path) if path.exists() else Status()
+    result, error = _result(directory / "result.json")
+    return Run(
+        directory=directory,
+        dataset=dataset,
+        folder=folder,
+        recipe=recipe,
+        shard=int(number),
+        images_per_s=at.images_per_s,
+        updated=at.time,
+        **(_of_log(directory, at, error) if result is None else _of_result(result)),
+    )
+
+
+def _result(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The content of result.json, or what is wrong with it; neither if it is not there."""
+    if not path.exists():
+        return None, None
+    try:
+        content = json.loads(path.read_bytes())
+        _of_result(content)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        error = f"{path} is damaged: remove it and run `spectral train` again"
+        log.warning("%s", error)
+        return None, error
+    return content, None
+
+
+def _of_result(result: dict[str, Any]) -> dict[str, Any]:
+    top1 = {
+        f"{split}_top1": float(result[split]["top1"])
+        for split in ("calib", "val")
+        if result.get(split)
+    }
+    return {
+        "state": "finished",
+        "epoch": float(result["epochs"]),
+        "epochs": float(result["epochs"]),
+        "step": float(result["steps"]),
+        "steps": float(result["steps"]),
+        "seconds": float(result["train_seconds"]),
+        **top1,
+    }
+
+
+def _of_log(directory: Path, at: Status, damage: str | None) -> dict[str, Any]:
+    failure = None if damage or is_running(directory) else _failure(directory)
+    state = "damaged" if damage else "running" if is_running(directory) else "interrupted"
+    val = at.top1.get("val", {})
+    return {
+        "state": "failed" if failure else state,
+        "error": damage or failure,
+        "epoch": at.epoch,
+        "epochs": at.epochs,
+        "step": at.step,
+        "steps": at.steps,
+        "calib_top1": at.best("calib"),
+        "val_top1": list(val.values())[-1] if val else None,
+        "seconds": at.time - at.first[0] if at.time and at.first else None,
+    }
+
+
+def is_running(directory: Path) -> bool:
+    """Whether a process that lives trains there: it holds a lock."""
+    try:
+        with (directory / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _failure(directory: Path) -> str | None:
+    """What it failed with, if nothing has been trained since."""
+    path, trained = stderr.path_of(directory), directory / NAME
+    if path.exists() and trained.exists() and trained.stat().st_mtime > path.stat().st_mtime:
+        return None
+    return stderr.failure(directory)
+
+
+_COLUMNS = ("shard", "state", "epoch", "step", "calib", "val", "images/s", "time", "last row")
+
+
+def table(runs: list[Run], root: Path) -> str:
+    """For people: a block for each recipe on each prepared data set."""
+    if not runs:
+        return f"no such runs in {root}"
+    cells = [_cells(run) for run in runs]
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *cells, strict=True)]
+    lines: list[str] = []
+    group = None
+    for run, row in zip(runs, cells, strict=True):
+        if run.directory.parent != group:
+            group = run.directory.parent
+            lines += [*[""] * bool(lines), f"{run.dataset}/{run.folder}, {run.recipe}"]
+            lines.append(_line(_COLUMNS, widths))
+        lines.append(_line(row, widths))
+    return "\n".join([*lines, *_errors(runs)])
+
+
+def _errors(runs: list[Run]) -> Iterator[str]:
+    for run in runs:
+        if run.error and run.state == "failed":
+            yield f"{run.directory} failed: {run.error}"
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    """State is text, the rest are figures."""
+    return "  " + "  ".join(
+        cell.ljust(width) if i == 1 else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    )
+
+
+def _cells(run: Run) -> tuple[str, ...]:
+    ago = None if run.updated is None else max(0.0, time.time() - run.updated)
+    return (
+        str(run.shard),
+        run.state,
+        of_total(run.epoch, run.epochs),
+        of_total(run.step, run.steps),
+        "–" if run.calib_top1 is None else f"{run.calib_top1:.2%}",
+        "–" if run.val_top1 is None else f"{run.val_top1:.2%}",
+        "–" if run.images_per_s is None else f"{run.images_per_s:,.0f}",
+        duration(run.seconds),
+        "–" if ago is None else f"{duration(ago)} ago",
+    )

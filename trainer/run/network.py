@@ -1,0 +1,37 @@
+"""A recipe and a data set in; its network out, with first or with trained weights."""
+
+import torch
+from torch import nn
+
+from pipeline.errors import ConfigError
+from pipeline.format.manifest import Manifest
+from trainer import models
+from trainer.recipes.cookbook import resolve
+from trainer.recipes.recipe import Recipe
+from trainer.record import checkpoint
+from trainer.record.rundir import RunDir
+
+
+def build_network(recipe: Recipe, data: Manifest) -> nn.Module:
+    """The recipe's network for planes of this data set; weights depend on its seed alone."""
+    channels, size, _ = data.preparation.input_shape
+    torch.manual_seed(recipe.seed)
+    return models.build(
+        recipe.model, classes=len(data.classes), channels=channels, size=size, **recipe.model_args
+    )
+
+
+def load_network(run: RunDir, data: Manifest, device: torch.device) -> nn.Module:
+    """The network of a run with its best weights, ready to predict."""
+    network = build_network(recipe_of(run), data)
+    state = checkpoint.load(run.best, torch.device("cpu"))["model"]
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, AttributeError) as error:
+        raise ConfigError(f"{run.best} does not fit its recipe's network: {error}") from error
+    return network.to(device).eval()
+
+
+def recipe_of(run: RunDir) -> Recipe:
+    """The recipe that a run was started with."""
+    return resolve(str(run.path / "recipe.toml")).recipe

@@ -1,0 +1,52 @@
+"""A recipe and a shard in; the order of its training, and what is done to each batch, out."""
+
+from pipeline.errors import ConfigError
+from trainer.data.feed import Plan
+from trainer.data.normalise import Normaliser
+from trainer.data.selection import Prepared
+from trainer.methods.augment import Augmenter
+from trainer.process.world import World
+from trainer.recipes.recipe import Recipe
+
+
+def make_plan(recipe: Recipe, data: Prepared, world: World) -> Plan:
+    """The order of training."""
+    plan = Plan(
+        samples=data.manifest.written("train"),
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        world=world,
+        repeats=recipe.repeats,
+    )
+    if plan.batch < world.size:
+        raise ConfigError(f"batches of {plan.batch} samples cannot be shared by {world.size}")
+    return plan
+
+
+def check(recipe: Recipe, data: Prepared) -> None:
+    """Refuse what a recipe asks of data that cannot give it."""
+    prep, policy = data.manifest.preparation, recipe.augment.policy
+    if policy != "none" and prep.splits > 1:
+        raise ConfigError(
+            f"recipe: augment.policy = {policy}: for whole images (prepare --splits 1), a plane's "
+            "colours and edges are not those of the image; --set augment.policy=none leaves it out"
+        )
+    if recipe.test_crops > 1 and prep.resize != "shortest":
+        raise ConfigError(
+            f"recipe: test_crops = {recipe.test_crops}: {data.directory} did not keep the aspect "
+            "of its images (prepare --splits 1 --resize shortest); --set test_crops=1 takes them "
+            "as they are"
+        )
+
+
+def total_steps(recipe: Recipe, plan: Plan) -> int:
+    """Steps from first to last."""
+    return recipe.iterations or recipe.epochs * plan.steps
+
+
+def make_augmenter(
+    recipe: Recipe, data: Prepared, k: int, plan: Plan, normaliser: Normaliser
+) -> Augmenter:
+    """What is done to the batches of `plan`."""
+    prep = data.manifest.preparation
+    return Augmenter(recipe.augment, prep, k, recipe.seed, normaliser, plan.batch, plan.share)

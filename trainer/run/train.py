@@ -1,0 +1,335 @@
+"""One shard and a recipe in; a run directory with a trained network out.
+
+A run may be killed at any moment: it goes on from its last checkpoint, and since order and
+augmentation are functions of (seed, epoch, step), it ends with the same weights.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import SpectralError, StoppedError
+from trainer.data.crops import FIVE
+from trainer.data.feed import Feed, feed
+from trainer.data.loader import ShardLoader
+from trainer.data.normalise import Normaliser
+from trainer.data.selection import Prepared, selection_split
+from trainer.methods.schedule import lr_at
+from trainer.process.device import seed_torch
+from trainer.process.stop import StopRequest
+from trainer.process.world import World
+from trainer.recipes.recipe import Recipe
+from trainer.record.logbook import Logbook
+from trainer.record.rundir import RunDir
+from trainer.run import pretrained
+from trainer.run.evaluate import Metrics, evaluate
+from trainer.run.execution import Due, Execution
+from trainer.run.kept import Kept, Progress
+from trainer.run.meter import Meter
+from trainer.run.network import build_network
+from trainer.run.setup import make_augmenter, make_plan, total_steps
+from trainer.run.step import Stepper
+
+log = logging.getLogger(__name__)
+Advance = Callable[[int, str], None]
+ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
+MAX_BAD_STEPS = 50  # in a row, with gradients that are not finite
+TIMED_STEPS = 5000  # the last ones, whose speed is reported (source 003)
+LOG_SECONDS = 10.0
+# What is due after a step; each includes those before it
+_NOTHING, _LOG, _SAVE, _STOP = range(4)
+
+
+class DivergedError(SpectralError):
+    """The gradients are not finite any more."""
+
+
+class Trainer:
+    """The training of one network on one shard, by one process or as one of several.
+
+    `weights`: a file that the network starts from.
+    """
+
+    def __init__(
+        self,
+        data: Prepared,
+        k: int,
+        recipe: Recipe,
+        run: RunDir,
+        world: World,
+        stop: StopRequest,
+        execution: Execution,
+        weights: Path | None = None,
+    ) -> None:
+        self.data, self.k, self.recipe, self.run = data, k, recipe, run
+        self.world, self.stop, self.execution = world, stop, execution
+        self.plan = make_plan(recipe, data, world)
+        self.normaliser = Normaliser(data.manifest, k, world.device)
+        network = build_network(recipe, data.manifest)
+        if weights is not None:
+            pretrained.start_from(network, weights)
+        compiled = execution.compile_network
+        self.stepper = Stepper(network, recipe, world, compile_network=compiled)
+        self.kept = Kept(
+            run, self.stepper, world, {"shard": k, "deterministic": execution.deterministic}
+        )
+        self.steps = total_steps(recipe, self.plan)
+        self.augmenter = make_augmenter(recipe, data, k, self.plan, self.normaliser)
+        self._every = recipe.eval_every or self.plan.steps
+        self._timed = min(self.steps, TIMED_STEPS)
+
+    def train(self, progress_bar: ProgressBar) -> dict[str, Any]:
+        """All steps that are left, then the final evaluation; the result is written too."""
+        self.kept.resume(self.steps)
+        self.logbook = self._open_log()
+        crops = self.data.manifest.preparation.resize == "shortest"
+        source = self._loader("train", self._own_batch, random_crops=crops)
+        self.feed = feed(source, self.execution.feed, crops)
+        self._log_start()
+        with closing(self.logbook):
+            return self._train(progress_bar)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return self.kept.progress
+
+    @property
+    def _own_batch(self) -> int:
+        share = self.plan.share
+        return int(share.stop - share.start)
+
+    @property
+    def _epoch(self) -> int:
+        """Epochs that are behind us."""
+        return self.progress.step // self.plan.steps
+
+    @property
+    def _epochs(self) -> int:
+        """Epochs in all, the last one may be a part of one."""
+        return -(-self.steps // self.plan.steps)
+
+    @property
+    def _epoch_ends(self) -> bool:
+        return self.progress.step % self.plan.steps == 0 or self.progress.step == self.steps
+
+    @property
+    def _next_evaluation(self) -> int:
+        """The step after which the next one is due."""
+        return min((self.progress.evaluated // self._every + 1) * self._every, self.steps)
+
+    @property
+    def _timing_begins(self) -> bool:
+        return self.progress.step == self.steps - self._timed
+
+    @property
+    def _name(self) -> str:
+        return f"{self.data.described} shard {self.k}"
+
+    def _loader(self, split: str, batch_size: int, **crops: bool) -> ShardLoader:
+        device = self.world.device
+        return ShardLoader(self.data, split, self.k, batch_size=batch_size, device=device, **crops)
+
+    def _test_loader(self, split: str) -> ShardLoader:
+        """What the final figures are of; the network sees no more at a time than in training."""
+        if self.recipe.test_crops == 1:
+            return self._loader(split, self._own_batch)
+        return self._loader(split, self._own_batch // FIVE, five_crops=True)
+
+    def _train(self, progress_bar: ProgressBar) -> dict[str, Any]:
+        split = selection_split(self.data.manifest)
+        if split is None:
+            log.warning("%s: calib is empty, so the last epoch counts as the best", self._name)
+        chooser = self._loader(split, self._own_batch) if split else None
+        self.meter, self._due = Meter(self.world), Due(self.execution.save_every)
+        with progress_bar(self._name, self.steps - self.progress.step, "steps") as advance:
+            while self.progress.evaluated < self.steps:
+                until = self._next_evaluation
+                while self.progress.step < until:
+                    self._train_epoch(until, advance)
+                self._choose(split, chooser)
+                self.meter.restart()
+        self.kept.save()
+        return self._final()
+
+    def _train_epoch(self, until: int, advance: Advance) -> None:
+        """The rest of the epoch at hand, or to step `until`."""
+        self.stepper.network.train()
+        epoch, left = self._epoch, until - self.progress.step
+        order = self.plan.order(epoch, self.progress.step % self.plan.steps)
+        order = order[: left * self._own_batch]
+        if isinstance(self.feed, ShardLoader):
+            self.feed.draw(self.recipe.seed, epoch)
+        with closing(self.feed.batches(order)) as batches:  # type: ignore[type-var]
+            for values, labels in self.meter.waiting(batches):
+                self._step(values, labels, epoch)
+                advance(1, f"epoch {epoch + 1}/{self._epochs}")
+                self._after_step()
+
+    def _step(self, values: Tensor, labels: Tensor, epoch: int) -> None:
+        state = self.progress
+        # for dropout and the like, which draw from torch's own state
+        seed_torch((self.recipe.seed << 32) + (state.step << 8) + self.world.rank, values.device)
+        inputs, targets = self.augmenter(values, labels, epoch, state.step)
+        loss = self.stepper.step(inputs, targets, self._rate(state.step), self.plan.batch)
+        self.meter.add(loss, self.plan.batch)
+        state.step += 1
+        state.bad_in_a_row = 0 if loss is not None else state.bad_in_a_row + 1
+        state.nan_grads += loss is None
+        if state.bad_in_a_row >= MAX_BAD_STEPS:
+            raise DivergedError(
+                f"{self.run.path}: gradients were not finite in {MAX_BAD_STEPS} steps in a row "
+                f"(step {state.step}); last.pt, if any, is from before. Try a lower optimizer.lr"
+            )
+
+    def _after_step(self) -> None:
+        """Log, save and stop where that is due, in all processes at the same step."""
+        step, wanted = self.progress.step, _NOTHING
+        if self.stop:
+            wanted = _STOP
+        elif self._due.after(step) and not self.progress.bad_in_a_row:
+            wanted = _SAVE
+        elif (
+            self._epoch_ends
+            or self._timing_begins
+            or step == self._next_evaluation
+            or self.meter.age >= LOG_SECONDS
+        ):
+            wanted = _LOG
+        wanted = self.world.highest(wanted)
+        if wanted >= _LOG:
+            self._log_training()
+        if wanted >= _SAVE:
+            self._due.done()
+            self.kept.save()
+        if wanted == _STOP:
+            raise self._stopped()
+
+    def _stopped(self) -> StoppedError:
+        return StoppedError(
+            f"{self.run.path}: stopped by {self.stop.name or 'a signal'} after step "
+            f"{self.progress.step} of {self.steps}, all is saved: the same command goes on"
+        )
+
+    def _rate(self, at: int) -> float:
+        recipe = self.recipe
+        peak, per_epoch = recipe.optimizer.lr, self.plan.steps
+        return lr_at(recipe.schedule, peak, at, steps=self.steps, per_epoch=per_epoch)
+
+    def _choose(self, split: str | None, chooser: Feed | None) -> None:
+        """Evaluate the epoch that has ended; keep its weights if they are the best."""
+        state, found = self.progress, None
+        if chooser is not None:
+            found = self._evaluate(chooser)
+            if found is None:
+                self.kept.save()
+                raise self._stopped()
+            self._check_finite(str(split), found)
+        state.evaluated = state.step
+        if found is not None:
+            self._log_evaluation("eval", str(split), found)
+        if found or state.step == self.steps:
+            self.kept.keep_if_best(found)
+
+    def _check_finite(self, split: str, found: Metrics) -> None:
+        """A network that is no longer one must not count as trained."""
+        if not math.isfinite(found.nll):
+            raise DivergedError(
+                f"{self.run.path}: the network's answers on {split} are not finite after step "
+                f"{self.progress.step}: remove the directory, and try a lower optimizer.lr"
+            )
+
+    def _evaluate(self, split: Feed) -> Metrics | None:
+        """None if a stop was asked for meanwhile."""
+        with self.stepper.autocast():
+            network = self.stepper.evaluated()
+            return evaluate(network, split, self.normaliser, self.world, self.stop)
+
+    def _open_log(self) -> Logbook:
+        return Logbook(
+            self.run.path,
+            writes=self.world.leads,
+            tensorboard=self.execution.tensorboard,
+            step=self.progress.step,
+        )
+
+    def _log_start(self) -> None:
+        self.logbook.row(
+            "start",
+            step=self.progress.step,
+            steps=self.steps,
+            steps_per_epoch=self.plan.steps,
+            epochs=self._epochs,
+            batch_size=self.plan.batch,
+            feed=self.feed.kind,
+            device=self.world.device.type,
+            processes=self.world.size,
+            threads=torch.get_num_threads(),
+        )
+
+    def _log_training(self) -> None:
+        state = self.progress
+        state.seconds += self.meter.age
+        if self._timing_begins:
+            state.timed_from = state.seconds
+        figures = self.meter.row()
+        self.logbook.row(
+            "train",
+            step=state.step,
+            epoch=round(state.step / self.plan.steps, 4),
+            lr=self._rate(state.step - 1),  # of the last step
+            nan_grads=state.nan_grads,
+            **figures,
+        )
+        if self._epoch_ends:
+            log.info(
+                "%s: epoch %d/%d, loss %.4f, %.0f images/s",
+                self._name, self._epoch, self._epochs,
+                figures["loss"] or float("nan"), figures["images_per_s"],
+            )  # fmt: skip
+
+    def _log_evaluation(self, kind: str, split: str, found: Metrics) -> None:
+        """`kind`: eval of an epoch, or final of the best weights."""
+        state = self.progress
+        self.logbook.row(
+            kind,
+            split=split,
+            step=state.step,
+            epoch=round(state.step / self.plan.steps, 4),
+            **asdict(found),
+        )
+        log.info("%s: %s %s %.2f %%", self._name, kind, split, 100 * found.top1)
+
+    def _final(self) -> dict[str, Any]:
+        """Evaluate best.pt on every split but train, and write result.json."""
+        self.world.wait()
+        network, state = self.kept.best(), self.progress
+        result: dict[str, Any] = {
+            "shard": self.k,
+            "epochs": round(state.step / self.plan.steps, 2),
+            "steps": state.step,
+            "nan_grads": state.nan_grads,
+            "train_seconds": round(state.seconds, 1),
+            "steps_per_minute": round(
+                60 * self._timed / max(state.seconds - state.timed_from, 1e-9), 1
+            ),
+            "parameters": sum(p.numel() for p in network.parameters()),
+        }
+        for split in self.data.manifest.counts:
+            if split != "train" and self.data.manifest.written(split):
+                found = self._evaluate(self._test_loader(split))
+                if found is None:
+                    raise self._stopped()
+                self._check_finite(split, found)
+                result[split] = asdict(found)
+                self._log_evaluation("final", split, found)
+        if self.world.leads:
+            self.run.finish(result)
+        return result
