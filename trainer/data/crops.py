@@ -209,7 +209,7 @@ class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
         return state, (AllocationQuery(shape, dtype), AllocationQuery((), np.dtype(np.int32)))
 
     def generate_code(self) -> Callable[..., Any]:
-        """FFCV compiles the returned function anew for every Loader, so it only calls."""
+        """A stock Loader compiles the returned function anew each time, so it only calls."""
         draw_at, largest = self._draw_at, self._largest()
 
         def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:

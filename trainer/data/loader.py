@@ -13,9 +13,9 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from ffcv.fields.basics import IntDecoder
 from ffcv.fields.ndarray import NDArrayDecoder
 from ffcv.loader import Loader, OrderOption
+from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import ToDevice, ToTensor
 from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from torch import Tensor
 from pipeline.errors import DamagedError
 from pipeline.format.beton import BetonReader
 from trainer.data.crops import CentreDecoder, FiveCropDecoder, RandomCropDecoder
-from trainer.data.field import OK, PlaneDecoder, PlaneField
+from trainer.data.field import OK, LabelDecoder, PlaneDecoder, PlaneField
 from trainer.data.selection import Prepared
 
 _POLL = 0.5  # seconds between looks at whether the loader's thread lives
@@ -72,7 +72,7 @@ class ShardLoader:
         self.batch_size = max(min(batch_size, self.samples), 1)
         self.device = device
         self._decoder = self._image_decoder(random_crops, five_crops)
-        with _own_threads():
+        with _own_threads(), _as_they_are(self._decoder):
             self._loader = Loader(
                 str(self.path),
                 batch_size=self.batch_size,
@@ -82,7 +82,7 @@ class ShardLoader:
                 drop_last=False,
                 pipelines={
                     "image": [self._decoder, ToTensor(), *self._to_device()],
-                    "label": [IntDecoder(), ToTensor(), *self._to_device()],
+                    "label": [LabelDecoder(), ToTensor(), *self._to_device()],
                 },
                 custom_fields={"image": PlaneField} if self.prep.codec == "zstd" else {},
             )
@@ -191,6 +191,18 @@ def _iterating(loader: Any) -> Iterator[Any]:
                 with suppress(queue.Empty):
                     iterator.output_queue.get_nowait()
                 iterator.join(0.01)
+
+
+@contextmanager
+def _as_they_are(decoder: Any) -> Iterator[None]:
+    """FFCV would compile decoders anew for every Loader, for a second or two of CPU: ours only
+    call what is compiled once a process.
+    """
+    Compiler.set_enabled(isinstance(decoder, NDArrayDecoder))
+    try:
+        yield
+    finally:
+        Compiler.set_enabled(True)
 
 
 @contextmanager
