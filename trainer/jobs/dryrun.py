@@ -16,6 +16,7 @@ from trainer.run.setup import make_augmenter, make_plan, total_steps
 from trainer.run.step import Stepper
 
 _POINTS = 11  # at which the learning rate is shown
+_SCALES = 17  # of the loss with float16, from 2^16 to 1: the first ones may overflow
 
 
 def dry_run(group: Group, k: int) -> list[str]:
@@ -31,13 +32,16 @@ def dry_run(group: Group, k: int) -> list[str]:
     loader = ShardLoader(data, "train", k, batch_size=plan.batch, device=device)
     values, labels = next(loader.batches(plan.order(0)[: plan.batch]))
     inputs, targets = augmenter(values, labels, 0, 0)
-    saved = _SavedBytes()
-    with saved:
-        loss = stepper.step(inputs, targets, 0.0, plan.batch)
+    for _ in range(_SCALES if stepper.scaler.is_enabled() else 1):
+        saved = _SavedBytes()
+        with saved:
+            loss = stepper.step(inputs, targets, 0.0, plan.batch)
+        if loss is not None:
+            break
     first = "not finite" if loss is None else f"{loss:.4f}"
     steps = total_steps(recipe, plan)
     return [
-        f"{recipe.model} on {'×'.join(map(str, inputs.shape[1:]))}, {len(data.manifest.classes)} "
+        f"{recipe.model} on {'×'.join(map(str, inputs.shape[-3:]))}, {len(data.manifest.classes)} "
         f"classes: {count(network):,} parameters",
         f"would be {group.path}/shard_{k:02d}",
         f"the first {plan.batch} of {plan.samples:,} images: loss {first}",
