@@ -50,7 +50,8 @@ class Images:
 
 def folder(source: Path) -> Dataset[tuple[Any, int]]:
     """The same, as FFCV's users give it to its writer."""
-    return ImageFolder(str(source), Resize((SIZE, SIZE)))
+    found: Dataset[tuple[Any, int]] = ImageFolder(str(source), Resize((SIZE, SIZE)))
+    return found
 
 
 def options() -> Preparation:

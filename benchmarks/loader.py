@@ -109,7 +109,8 @@ def write_small(pictures: Path, root: Path) -> Path:
 
 
 def _decoded(path: str) -> torch.Tensor:
-    return decode_image(path, ImageReadMode.RGB)
+    image: torch.Tensor = decode_image(path, ImageReadMode.RGB)
+    return image
 
 
 def folder_loaders(root: Path) -> dict[str, Epoch]:
@@ -122,8 +123,13 @@ def folder_loaders(root: Path) -> dict[str, Epoch]:
         loader = DataLoader(
             data, BATCH, shuffle=True, num_workers=cpu_count(), persistent_workers=True
         )
-        found[name] = lambda number, loader=loader: [None for _ in loader]
+        found[name] = partial(_epoch, loader)
     return found
+
+
+def _epoch(loader: DataLoader[Any], number: int) -> None:
+    for _ in loader:
+        pass
 
 
 def cpu_seconds() -> float:

@@ -19,7 +19,7 @@ EPOCHS = 30
 
 def start(data: Path, runs: Path, spins: str) -> subprocess.Popen[bytes]:
     """One training job; 300000 spins are OpenMP's default."""
-    command = [sys.executable, "-m", "cli", "train", "--data", data, "--runs", runs]
+    command = [sys.executable, "-m", "cli", "train", "--data", str(data), "--runs", str(runs)]
     command += ["--shard", "0", "--recipe", "digits", "--set", f"epochs={EPOCHS}"]
     env = {**os.environ, "GOMP_SPINCOUNT": spins}
     quiet = subprocess.DEVNULL
@@ -32,7 +32,7 @@ def rate(data: Path, jobs: int, spins: str) -> float:
         processes = [start(data, Path(folder) / str(job), spins) for job in range(jobs)]
         for process in processes:
             process.wait()
-        rates = []
+        rates: list[float] = []
         for log in Path(folder).rglob("log.jsonl"):
             rows = [json.loads(line) for line in log.read_text().splitlines()]
             epochs = [row["images_per_s"] for row in rows if row["kind"] == "train"][1:]
@@ -46,7 +46,7 @@ def main() -> None:
         from pipeline.digits import write_digits
 
         images = write_digits(Path(folder) / "images")
-        prepare = [sys.executable, "-m", "cli", "prepare", "demo", "--source", images]
+        prepare = [sys.executable, "-m", "cli", "prepare", "demo", "--source", str(images)]
         subprocess.run([*prepare, "--splits", "4", "--out", folder], check=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
         data = Path(folder) / "demo" / "sub4"

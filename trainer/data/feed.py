@@ -5,7 +5,6 @@ where an epoch is entered, or on how many processes share a batch.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from trainer.data.loader import Batch, ShardLoader
+from trainer.data.loader import Batches, ShardLoader
 from trainer.process.device import free_memory
 from trainer.process.world import World
 
@@ -67,7 +66,7 @@ class Feed(Protocol):
     batch_size: int
     samples: int
 
-    def batches(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+    def batches(self, order: NDArray[np.int64]) -> Batches:
         """The samples of `order`, `batch_size` at a time."""
 
 
@@ -87,7 +86,7 @@ class Resident:
             self._labels[start : start + len(labels)] = labels
             start += len(labels)
 
-    def batches(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+    def batches(self, order: NDArray[np.int64]) -> Batches:
         """The samples of `order`, `batch_size` at a time."""
         chosen = torch.from_numpy(order).to(self._values.device)
         for start in range(0, len(order), self.batch_size):

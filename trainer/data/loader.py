@@ -5,7 +5,7 @@ raises instead of blocking; threads end with the epoch.
 """
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _POLL = 0.5  # seconds between looks at whether the loader's thread lives
 # uint8, raw or JPEG, 128 is taken off), and (B,) int64, on the device, valid until the next batch
 # is asked for
 Batch = tuple[Tensor, Tensor]
+Batches = Generator[Batch, None, None]  # to be used up or closed
 
 
 class _Given(TraversalOrder):  # type: ignore[misc]
@@ -94,7 +95,7 @@ class ShardLoader:
         if isinstance(self._decoder, RandomCropDecoder):
             self._decoder.draw(seed, epoch)
 
-    def batches(self, order: NDArray[np.int64]) -> Iterator[Batch]:
+    def batches(self, order: NDArray[np.int64]) -> Batches:
         """The samples of `order`, in batches; the last one may be partial. Close the iterator,
         or use it up, before the next one.
         """

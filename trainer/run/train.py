@@ -167,7 +167,7 @@ class Trainer:
         order = order[: left * self._own_batch]
         if isinstance(self.feed, ShardLoader):
             self.feed.draw(self.recipe.seed, epoch)
-        with closing(self.feed.batches(order)) as batches:  # type: ignore[type-var]
+        with closing(self.feed.batches(order)) as batches:
             for values, labels in self.meter.waiting(batches):
                 self._step(values, labels, epoch)
                 advance(1, f"epoch {epoch + 1}/{self._epochs}")
