@@ -84,6 +84,7 @@ def test_loader_threads_end_with_the_epoch(data: Path) -> None:
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_loader_thread_is_an_error_and_no_wait(data: Path) -> None:
     """FFCV alone would block for ever."""
     prepared = Prepared(data / SUB4, manifest.load(data / SUB4))
