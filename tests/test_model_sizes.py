@@ -1,12 +1,17 @@
 """Networks: their numbers of parameters against the papers and the three sources."""
 
+import re
+import tomllib
 from typing import Any
 
 import pytest
 import torch
 import torchvision
 
+from pipeline.errors import ConfigError
+from tests.conftest import ROOT
 from tests.test_models import on_meta
+from trainer import models
 
 MIB = 2**20 / 4  # parameters of 4 bytes
 
@@ -19,6 +24,42 @@ def statistics(name: str, size: int, classes: int) -> int:
     """Running means and variances."""
     buffers = on_meta(name, size, classes).buffers()
     return sum(b.numel() for b in buffers if b.is_floating_point())
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+FAMILY = re.compile(r"\n\| `(\S+?)`.*? \| (\d+) \| ")
+SIZE = re.compile(r"\n\| `(\S+)`(?:, (.*?))? \| (\d+) \| ([\d,]+) \| ([\d,]+)(?: \((\S+) MiB\))? ")
+
+
+def page() -> tuple[str, str]:
+    """Families and sizes."""
+    text = (ROOT / "docs" / "networks.md").read_text()
+    families, _, sizes = text.partition("## Parameters")
+    return families, sizes
+
+
+def test_the_page_of_networks_has_their_sizes() -> None:
+    _, text = page()
+    found = SIZE.findall(text)
+    assert len(found) == text.count("\n| `") > 40
+    for name, said, size, classes, count, mib in found:
+        args = tomllib.loads(said.replace(", ", "\n"))
+        number = parameters(name, int(size), int(classes.replace(",", "")), **args)
+        assert f"{number:,}" == count, (name, said)
+        assert mib in ("", f"{number / MIB:.2f}"), name
+
+
+def test_the_page_of_networks_names_every_family_its_arguments_and_smallest_size() -> None:
+    text, _ = page()
+    for name, smallest in FAMILY.findall(text):
+        assert on_meta(name, int(smallest))
+        if int(smallest) > 1:
+            with pytest.raises(ConfigError):
+                on_meta(name, int(smallest) - 1)
+        assert [a for a in models.arguments(name) if f"`{a}`" not in text] == []
+    named = re.findall(r"`([\w-]+\d\w*|alexnet|cnn)`", text)
+    assert {models._find(name)[0] for name in named} == set(models._FAMILIES)
 
 
 # --- sizes -------------------------------------------------------------------------------------
