@@ -1,12 +1,14 @@
 """Recipes: checked at construction, unknown keys refused with the valid ones."""
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import ConfigError
-from trainer.recipes.cookbook import names, resolve
+from tests.conftest import ROOT
+from trainer.recipes.cookbook import flat, names, resolve
 
 
 @pytest.mark.parametrize("name", names())
@@ -114,6 +116,14 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         resolve(str(tmp_path / "short.toml"))
     with pytest.raises(ConfigError, match=r"neither a file nor one of .*cifar-resnet20"):
         resolve("cifar-resnet21")
+
+
+def test_the_page_on_training_explains_every_value() -> None:
+    page = (ROOT / "docs" / "training.md").read_text()
+    for key, _ in flat(tomllib.loads(resolve("digits").recipe.toml())):
+        if not key.startswith("model_args."):
+            last = key.rpartition(".")[2]
+            assert re.search(rf"`(\w*\.)?{last}`", page), key
 
 
 def test_the_resolved_recipe_holds_every_value() -> None:
