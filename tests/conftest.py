@@ -93,7 +93,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
         ("--splits", 1),
         ("--splits", 1, "--resize", "shortest"),
     ):
-        result = spectral(
+        result = spectral_here(
             "prepare",
             "toy",
             "--source",
