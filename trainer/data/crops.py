@@ -11,13 +11,17 @@ from typing import Any, ClassVar
 
 import numba
 import numpy as np
-from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-from ffcv.libffcv import ctypes_imdecode, ctypes_memcopy, ctypes_resize
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.state import State
 
 from pipeline.format.beton import MODE_JPEG, MODE_RAW
 from trainer.data.field import CORRUPT, OK, WRONG_SIZE
+from trainer.data.stock import (
+    AllocationQuery,
+    SimpleRGBImageDecoder,
+    State,
+    ctypes_imdecode,
+    ctypes_memcopy,
+    ctypes_resize,
+)
 
 SCALE = (0.08, 1.0)  # of the image's area
 RATIO = (3 / 4, 4 / 3)  # width to height

@@ -11,14 +11,10 @@ from typing import Any, ClassVar, cast
 
 import numba
 import numpy as np
-from ffcv.fields.base import ARG_TYPE, Field
-from ffcv.fields.basics import IntDecoder
-from ffcv.pipeline.allocation_query import AllocationQuery
-from ffcv.pipeline.operation import Operation
-from ffcv.pipeline.state import State
 
 from pipeline.format.beton import PLANE, PLANE_ARGUMENTS
 from pipeline.zstd import library
+from trainer.data.stock import ARG_TYPE, AllocationQuery, Field, IntDecoder, Operation, State
 
 OK, CORRUPT, WRONG_SIZE = 0, 1, 2
 

@@ -13,11 +13,6 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from ffcv.fields.ndarray import NDArrayDecoder
-from ffcv.loader import Loader, OrderOption
-from ffcv.pipeline.compiler import Compiler
-from ffcv.transforms import ToDevice, ToTensor
-from ffcv.traversal_order.base import TraversalOrder
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +21,15 @@ from pipeline.format.beton import BetonReader
 from trainer.data.crops import CentreDecoder, FiveCropDecoder, RandomCropDecoder
 from trainer.data.field import OK, LabelDecoder, PlaneDecoder, PlaneField
 from trainer.data.selection import Prepared
+from trainer.data.stock import (
+    Compiler,
+    Loader,
+    NDArrayDecoder,
+    OrderOption,
+    ToDevice,
+    ToTensor,
+    TraversalOrder,
+)
 
 _POLL = 0.5  # seconds between looks at whether the loader's thread lives
 
