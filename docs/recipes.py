@@ -25,7 +25,7 @@ _INTRO = """\
 
     spectral recipes cifar-zoo cosine       # those whose line has these words; all without words
     spectral recipes show cifar-zoo/lars@4096-lr0.02-200        # every value, and where it is from
-    spectral train --dataset cifar10 --splits 4 --shard all --recipe cifar-zoo/vgg15
+    spectral train --dataset cifar10 --splits 4 --shard all --recipe cifar-zoo/preact20
 
 {count} rows, each with its recipe. What comes after the @ is a variant of the file.
 The comment at the head of each file says which rows it is for, what they report and what is a

@@ -51,6 +51,36 @@ def test_files_extend_each_other_and_have_variants(tmp_path: Path) -> None:
         resolve(mine)
 
 
+def test_bases_are_files_beside_or_of_the_groups(tmp_path: Path) -> None:
+    """What cannot be found is said with the file that asks for it."""
+    (tmp_path / "base.toml").write_text('model = "resnet18"\nepochs = 5\nbatch_size = 8\n')
+    mine = tmp_path / "mine.toml"
+    for base, batch in (("base", 8), ("base.toml", 8), ("cifar-zoo/preact20", 128)):
+        mine.write_text(f'extends = "{base}"\n')
+        assert resolve(str(mine)).recipe.batch_size == batch
+    mine.write_text('extends = "cifar-zoo/_base"\nmodel = "resnet18"')
+    assert resolve(str(mine)).recipe.epochs == 160
+    for base, said in (("nope", "no such file"), ("lars@x", "a variant cannot be extended")):
+        mine.write_text(f'extends = "{base}"')
+        with pytest.raises(ConfigError, match=f"mine.toml extends {base}: .*{said}"):
+            resolve(str(mine))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("cifar-zoo", "cifar-zoo is a group of recipes: `spectral recipes cifar-zoo` lists them"),
+        ("cifar-zoo/vgg16", "near it are .*cifar-zoo/vgg15"),
+        ("nothing-like-it", "none ships; `spectral recipes` lists all"),
+        ("batch-size@1024-lr0.4", "it has 1024-lr0.4-200 and more, 9. in all"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_those_near_it(name: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as found:
+        resolve(name)
+    assert len(str(found.value)) < 400
+
+
 def test_settings_change_values_and_the_label() -> None:
     found = resolve(
         "cifar-resnet20", ("epochs=3", "optimizer.lr=1", "model_args.width=8", "optimizer.name=sgd")
@@ -83,11 +113,17 @@ def test_settings_replace_what_excludes_them() -> None:
         ("epochs=2.5", "must be of type int"),
         ("epochs=true", "must be of type int"),
         ("epochs=0", "epochs = 0: must be at least 1"),
-        ("iterations=5 epochs=5", "or else iterations, and not both"),
+        ("iterations=5 epochs=5", "epochs = 5 and iterations = 5: must be one of the two"),
         ("augment.dual_cutout=0.1", "0 without cutout"),
         ("augment.policy=autoaugment", "one of none, randaugment, trivialaugment"),
         ("augment.policy_magnitude=31", "0 to 30"),
         ("augment.policy_operations=0", "1 to 10"),
+        ("batch_size=0", "batch_size = 0: must be at least 2"),
+        ("precision=half optimizer.name=adam", "precision = half: must be another"),
+        ("schedule.name=onecycle", "schedule.warmup_epochs = 1.0: must be 0 with onecycle"),
+        ("schedule.name=multistep schedule.milestones=[5,3]", "epochs above 0, each later"),
+        ("schedule.name=multistep schedule.milestones=[-1]", "epochs above 0, each later"),
+        ("schedule.final_lr=1", r"final_lr = 1.0: must be at most optimizer.lr, 0.1"),
         ("repeats=0", "1 to batch_size"),
         ("batch_size=1", "at least 2"),
         ("test_crops=5", "1 or 10"),
@@ -114,7 +150,9 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         resolve(str(tmp_path / "broken.toml"))
     with pytest.raises(ConfigError, match="lacks batch_size"):
         resolve(str(tmp_path / "short.toml"))
-    with pytest.raises(ConfigError, match=r"neither a file nor one of .*cifar-resnet20"):
+    with pytest.raises(
+        ConfigError, match=r"no such file, and none ships; near it are .*cifar-resnet20"
+    ):
         resolve("cifar-resnet21")
 
 

@@ -113,16 +113,6 @@ def test_iterations_their_evaluations_and_the_speed_of_the_last(
     assert result["steps_per_minute"] == pytest.approx(expected, rel=0.05)
 
 
-def test_a_dry_run_says_what_would_be_and_writes_nothing(data: Path, tmp_path: Path) -> None:
-    done = train(data / SUB4, tmp_path / "runs", "--shard", 2, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert "cifar-resnet8 on 3×16×16, 3 classes: 19," in done.stdout
-    assert "15 steps, 5 an epoch, 3.0 epochs" in done.stdout
-    assert "learning rate by step: 0: 0.000667" in done.stdout
-    assert "memory about" in done.stdout
-    assert not (tmp_path / "runs").exists()
-
-
 def test_curves_go_to_tensorboard_too(data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -164,17 +154,6 @@ def test_other_data_or_another_recipe_under_a_run_is_refused(
     foreign = train(data / SUB4, copy, "--shard", 0)
     assert foreign.returncode == 1
     assert "other data" in foreign.stderr
-
-
-@pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_a_policy_is_refused_for_planes_before_anything_is_written(
-    data: Path, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    policy = ("--set", "augment.policy=trivialaugment")
-    done = train(data / SUB4, tmp_path / "runs", "--shard", "all", *policy, *options)
-    assert done.returncode == 1
-    assert "augment.policy = trivialaugment: for whole images" in done.stderr
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_checkpoint_from_elsewhere_is_never_unpickled(

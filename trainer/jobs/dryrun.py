@@ -1,5 +1,6 @@
 """A run that is not to be started in; what it would be, in lines, out. Nothing is written."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,10 +18,13 @@ from trainer.run.step import Stepper
 
 _POINTS = 11  # at which the learning rate is shown
 _SCALES = 17  # of the loss with float16, from 2^16 to 1: the first ones may overflow
+_MOST = 64  # images of the step; memory is reckoned from it
 
 
-def dry_run(group: Group, k: int) -> list[str]:
-    """One step of shard `k` on a real batch: parameters, memory, steps, learning rates."""
+def dry_run(group: Group, k: int) -> Iterator[str]:
+    """Parameters, steps, learning rates of shard `k`; then one step on real images, for the first
+    loss and the memory.
+    """
     recipe, data, device = group.recipe, group.data, pick_device()
     group.data.manifest.check_shard(k)
     world = World(0, 1, device)
@@ -29,26 +33,31 @@ def dry_run(group: Group, k: int) -> list[str]:
     stepper = Stepper(network, recipe, world)
     normaliser = Normaliser(data.manifest, k, device)
     augmenter = make_augmenter(recipe, data, k, plan, normaliser)
+    steps = total_steps(recipe, plan)
+    shape = "×".join(map(str, data.manifest.preparation.input_shape))
+    yield (
+        f"{recipe.model} on {shape}, {len(data.manifest.classes)} classes: "
+        f"{count(network):,} parameters"
+    )
+    yield f"would be {group.path}/shard_{k:02d}"
+    yield f"{steps:,} steps, {plan.steps:,} an epoch, {steps / plan.steps:.1f} epochs"
+    yield "learning rate by step: " + _rates(recipe, steps, plan.steps)
+
     loader = ShardLoader(data, "train", k, batch_size=plan.batch, device=device)
     values, labels = next(loader.batches(plan.order(0)[: plan.batch]))
     inputs, targets = augmenter(values, labels, 0, 0)
+    at_once = min(recipe.micro_batch or plan.batch, plan.batch)
+    seen = min(at_once, _MOST)
+    inputs, targets = inputs[:seen], [(labels[:seen], weight) for labels, weight in targets]
     for _ in range(_SCALES if stepper.scaler.is_enabled() else 1):
-        saved = _SavedBytes()
+        saved = _SavedBytes(network)
         with saved:
-            loss = stepper.step(inputs, targets, 0.0, plan.batch)
+            loss = stepper.step(inputs, targets, 0.0, seen)
         if loss is not None:
             break
     first = "not finite" if loss is None else f"{loss:.4f}"
-    steps = total_steps(recipe, plan)
-    return [
-        f"{recipe.model} on {'×'.join(map(str, inputs.shape[-3:]))}, {len(data.manifest.classes)} "
-        f"classes: {count(network):,} parameters",
-        f"would be {group.path}/shard_{k:02d}",
-        f"the first {plan.batch} of {plan.samples:,} images: loss {first}",
-        f"{steps:,} steps, {plan.steps:,} an epoch, {steps / plan.steps:.1f} epochs",
-        _memory(network, stepper, saved.bytes),
-        "learning rate by step: " + _rates(recipe, steps, plan.steps),
-    ]
+    yield f"the first {seen} of {plan.samples:,} images: loss {first}"
+    yield _memory(network, stepper, saved.bytes * at_once // seen, at_once)
 
 
 def count(network: nn.Module) -> int:
@@ -56,14 +65,19 @@ def count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def _memory(network: nn.Module, stepper: Stepper, activations: int) -> str:
+def _memory(network: nn.Module, stepper: Stepper, activations: int, images: int) -> str:
     states = [v for state in stepper.optimizer.state.values() for v in state.values()]
     kept = sum(v.nbytes for v in states if isinstance(v, torch.Tensor))
     weights = sum(p.nbytes for p in network.parameters())
-    return (
-        f"memory about {_mb(2 * weights + kept + activations)}: weights and gradients "
-        f"{_mb(2 * weights)}, optimiser {_mb(kept)}, kept for the backward pass {_mb(activations)}"
-    )
+    averaged = weights if stepper.ema is not None else 0
+    parts = {
+        "weights and gradients": 2 * weights,
+        "averaged weights": averaged,
+        "optimiser": kept,
+        f"kept of {images} images for the backward pass": activations,
+    }
+    said = ", ".join(f"{name} {_mb(size)}" for name, size in parts.items() if size)
+    return f"memory about {_mb(sum(parts.values()))}: {said}"
 
 
 def _mb(size: int) -> str:
@@ -78,11 +92,11 @@ def _rates(recipe: Any, steps: int, per_epoch: int) -> str:
 
 
 class _SavedBytes:
-    """Counts what autograd keeps for the backward pass, each storage once."""
+    """Counts what autograd keeps for the backward pass beside weights, each storage once."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.bytes = 0
-        self._seen: set[int] = set()
+        self._seen = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def __enter__(self) -> None:

@@ -8,6 +8,7 @@ name begins with _ is only there for that. `variants` are named sets of changes:
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.errors import ConfigError
 from trainer.recipes.recipe import Recipe, build
 
 _ROOT = Path(__file__).parent
+_ALIKE = 5  # names that an error offers at most
 _OWN_KEYS = ("extends", "variants")  # of a file, not of a recipe
 
 
@@ -42,7 +44,12 @@ def resolve(name: str, settings: tuple[str, ...] = ()) -> Resolved:
     _change(values, origins, dict(given), "--set")
     parts += [f"{key}={value}".replace("/", "_") for key, value in given]
     _require_network(path, values)
-    return Resolved(recipe=build(Recipe, values), label="+".join(parts), origins=origins)
+    try:
+        recipe = build(Recipe, values)
+    except ConfigError as error:
+        said = str(error).removeprefix("recipe:").strip()
+        raise ConfigError(f"recipe {parts[0]}: {said}") from error
+    return Resolved(recipe=recipe, label="+".join(parts), origins=origins)
 
 
 def names() -> list[str]:
@@ -95,11 +102,13 @@ def _find(stem: str) -> Path:
         return path
     if Path(stem).is_file():
         return Path(stem)
-    words = last.lower().replace("-", " ").split()
-    alike = [_title(p) for n, p in known.items() if words and words[0] in n]
+    group = stem.strip("/")
+    if any(path.parent.name == group for path in known.values()):
+        raise ConfigError(f"{group} is a group of recipes: `spectral recipes {group}` lists them")
+    alike = [_title(known[n]) for n in get_close_matches(last, known, _ALIKE, 0.5)]
+    said = f"; near it are {', '.join(alike)}" if alike else ""
     raise ConfigError(
-        f"no recipe {stem!r}: neither a file nor one of {', '.join(alike or sorted(known))}; "
-        "see `spectral recipes`"
+        f"no recipe {stem!r}: no such file, and none ships{said}; `spectral recipes` lists all"
     )
 
 
@@ -132,11 +141,17 @@ def _merged(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], dict[st
 
 
 def _parent(path: Path, base: str) -> Path:
-    folder = _ROOT if "/" in base and path.is_relative_to(_ROOT) else path.parent
-    parent = folder / f"{base}.toml"
-    if parent.is_file():
-        return parent
-    return _find(base)
+    for parent in (path.parent / base, path.parent / f"{base}.toml", _ROOT / f"{base}.toml"):
+        if parent.is_file():
+            return parent
+    if "@" in base:
+        raise ConfigError(
+            f"recipe {path} extends {base}: a variant cannot be extended, its file can"
+        )
+    try:
+        return _find(base)
+    except ConfigError as error:
+        raise ConfigError(f"recipe {path} extends {base}: {error}") from error
 
 
 def _require_network(path: Path, values: dict[str, Any]) -> None:
@@ -150,8 +165,13 @@ def _require_network(path: Path, values: dict[str, Any]) -> None:
 def _variant(path: Path, variant: str) -> dict[str, Any]:
     variants = _parsed(path).get("variants", {})
     if variant not in variants:
-        known = ", ".join(variants) or "none"
-        raise ConfigError(f"recipe {_title(path)} has no variant {variant!r}; it has {known}")
+        near = [name for name in variants if variant and name.startswith(variant)]
+        near = near or get_close_matches(variant, variants, _ALIKE, 0.5) or list(variants)[:_ALIKE]
+        more = f" and more, {len(variants)} in all" if len(near) < len(variants) else ""
+        raise ConfigError(
+            f"recipe {_title(path)} has no variant {variant!r}; it has "
+            f"{', '.join(near) or 'none'}{more}"
+        )
     return dict(flat(variants[variant]))
 
 

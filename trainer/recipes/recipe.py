@@ -79,8 +79,12 @@ class Schedule:
         )
         wanted = self.name != "multistep" or bool(self.milestones)
         _require(wanted, "schedule.milestones", self.milestones, "given with multistep")
-        cycles = self.name != "onecycle" or not (self.warmup_epochs or self.warmup_share)
-        _require(cycles, "schedule.warmup", True, "0 with onecycle, which warms up itself")
+        for key in ("warmup_epochs", "warmup_share"):
+            value = getattr(self, key)
+            cycles = self.name != "onecycle" or not value
+            _require(cycles, f"schedule.{key}", value, "0 with onecycle, which warms up itself")
+        rising = all(a < b for a, b in zip([0.0, *self.milestones], self.milestones, strict=False))
+        _require(rising, "schedule.milestones", self.milestones, "epochs above 0, each later")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,17 +174,23 @@ class Recipe:
     def __post_init__(self) -> None:
         for key in ("epochs", "iterations", "eval_every", "micro_batch"):
             _require(getattr(self, key) >= 0, key, getattr(self, key), "at least 0")
-        given = [self.epochs, self.iterations].count(0) == 1
-        _require(given, "epochs", self.epochs, "at least 1, or else iterations, and not both")
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        lasts = bool(self.epochs or self.iterations)
+        _require(lasts, "epochs", self.epochs, "at least 1, or else iterations")
+        both = f"{self.epochs} and iterations = {self.iterations}"
+        _require(not (self.epochs and self.iterations), "epochs", both, "one of the two")
         _require(1 <= self.repeats <= self.batch_size, "repeats", self.repeats, "1 to batch_size")
         _one_of(self.loss, "loss", ("ce", "bce"))
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2")
+        lowest, peak = self.schedule.final_lr, self.optimizer.lr
+        _require(lowest <= peak, "schedule.final_lr", lowest, f"at most optimizer.lr, {peak:g}")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "from 0 to 2^31 - 1")
         _require(
             0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)"
         )
         known = ("auto", "fp32", "bf16", "fp16", "half")
         _one_of(self.precision, "precision", known)
+        small = self.precision == "half" and self.optimizer.name in ("adam", "adamw")
+        _require(not small, "precision", "half", f"another: {self.optimizer.name}'s eps is 0 in it")
         _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
         _require(self.test_crops in (1, 10), "test_crops", self.test_crops, "1 or 10")
 

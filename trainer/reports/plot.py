@@ -16,6 +16,7 @@ SMOOTHED_OVER = 50  # the line shows means over this part of all points
 FAINT_UP_TO = 8  # runs: with more, the raw losses would hide the lines
 STYLES = {"calib": ("-", "o"), "val": ("--", "D"), "test": (":", "s")}
 MARKED_UP_TO = 40  # points of a line; more would hide it
+LONGEST = 44  # letters of a name in the legend
 A_COLUMN = 20  # runs in a column of the legend
 NAMED_UP_TO = 40  # runs; a longer list of names would fill the picture
 
@@ -33,8 +34,14 @@ def draw(paths: Sequence[Path], png: Path) -> int:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    named = -(-len(runs) // A_COLUMN) if 1 < len(runs) <= NAMED_UP_TO else 0
     figure, axes = plt.subplots(
-        3, 1, sharex=True, figsize=(9, 9), height_ratios=[3, 1, 2.2], layout="constrained"
+        3,
+        1,
+        sharex=True,
+        figsize=(7 + 3 * named, 9),
+        height_ratios=[3, 1, 2.2],
+        layout="constrained",
     )
     colours = _colours(len(runs))
     for rows, colour, name in zip(runs.values(), colours, names(list(runs)), strict=True):
@@ -59,7 +66,10 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 def names(runs: list[Path]) -> list[str]:
     """What tells the runs apart: the part of their paths that differs."""
     common = Path(os.path.commonpath([run.absolute().parent for run in runs]))
-    return [str(run.absolute().relative_to(common)).replace("shard_", "shard ") for run in runs]
+    found = [str(run.absolute().relative_to(common)).replace("shard_", "shard ") for run in runs]
+    return [
+        n if len(n) <= LONGEST else f"{n[: LONGEST // 2]}…{n[-LONGEST // 2 + 1 :]}" for n in found
+    ]
 
 
 def points(rows: list[Row], kind: str, key: str, split: str | None = None) -> Points:

@@ -6,6 +6,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.format.manifest import Manifest
 from trainer import models
+from trainer.process.device import free_memory
 from trainer.recipes.cookbook import resolve
 from trainer.recipes.recipe import Recipe
 from trainer.record import checkpoint
@@ -14,8 +15,20 @@ from trainer.record.rundir import RunDir
 
 def build_network(recipe: Recipe, data: Manifest) -> nn.Module:
     """The recipe's network for planes of this data set; weights depend on its seed alone."""
-    channels, size, _ = data.preparation.input_shape
+    free = free_memory(torch.device("cpu"))
+    with torch.device("meta"):
+        size = sum(p.nbytes for p in _build(recipe, data).parameters())
+    if size > free:
+        raise ConfigError(
+            f"network {recipe.model}: its weights alone take {size / 1e9:,.1f} GB, but "
+            f"{free / 1e9:,.1f} GB are free"
+        )
     torch.manual_seed(recipe.seed)
+    return _build(recipe, data)
+
+
+def _build(recipe: Recipe, data: Manifest) -> nn.Module:
+    channels, size, _ = data.preparation.input_shape
     return models.build(
         recipe.model, classes=len(data.classes), channels=channels, size=size, **recipe.model_args
     )

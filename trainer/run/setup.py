@@ -31,6 +31,13 @@ def check(recipe: Recipe, data: Prepared) -> None:
             f"recipe: augment.policy = {policy}: for whole images (prepare --splits 1), a plane's "
             "colours and edges are not those of the image; --set augment.policy=none leaves it out"
         )
+    side = prep.input_shape[1]
+    for key, largest in (("shift", side - 1), ("cutout", side)):
+        if (value := getattr(recipe.augment, key)) > largest:
+            raise ConfigError(
+                f"recipe: augment.{key} = {value}: planes have {side} px here, and nothing of them "
+                f"would be left: at most {largest} (--set augment.{key}={largest // 4})"
+            )
     if recipe.test_crops > 1 and prep.resize != "shortest":
         raise ConfigError(
             f"recipe: test_crops = {recipe.test_crops}: {data.directory} did not keep the aspect "
