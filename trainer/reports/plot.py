@@ -145,7 +145,7 @@ def _dress(figure: Any, axes: Any, runs: list[Path], splits: set[str | None]) ->
         title = str(runs[0].absolute())
     figure.align_ylabels(axes)
     parts = Path(title).parts
-    figure.suptitle("/".join(parts[-4:]).replace("//", "/"), fontsize=10)
+    loss.set_title("/".join(parts[-4:]).replace("//", "/"), fontsize=10)
 
 
 def _colours(count: int) -> list[Any]:
