@@ -89,7 +89,7 @@ def prepare(
 
     from pipeline.look.inspect import describe, lines
     from pipeline.options import preparation
-    from pipeline.work.prepare import prepare as run
+    from pipeline.stage.prepare import prepare as run
 
     done = run(
         preparation(dataset, splits, **options),
@@ -152,7 +152,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
     Example: spectral verify data/imagenet1k/sub36 --shard 7
     """
     from pipeline.errors import DamagedError
-    from pipeline.work.verify import verify as run
+    from pipeline.stage.verify import verify as run
 
     if damaged := run(directory, progress_display(False), shard=shard, quick=quick):
         raise DamagedError(
@@ -392,7 +392,7 @@ def demo(out: Path, json_file: Path | None) -> None:
     """
     from pipeline.digits import write_digits
     from pipeline.options import preparation
-    from pipeline.work.prepare import prepare as prepare_data
+    from pipeline.stage.prepare import prepare as prepare_data
     from trainer.demo import run
 
     images = write_digits(out / "images")
@@ -410,7 +410,7 @@ def demo(out: Path, json_file: Path | None) -> None:
 
 def _bad(directory: Path) -> list[dict[str, str]]:
     """`id` and `reason` of each image that could not be used."""
-    from pipeline.work.samples import quarantined
+    from pipeline.stage.samples import quarantined
 
     return [{"id": sample, "reason": reason} for sample, reason in quarantined(directory)]
 

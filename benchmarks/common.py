@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.format.manifest import Manifest
 from pipeline.options import Preparation, preparation
-from pipeline.work.prepare import prepare
+from pipeline.stage.prepare import prepare
 from trainer.data.selection import Prepared
 
 

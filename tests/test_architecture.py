@@ -24,7 +24,7 @@ LAYERS = {
         ("options",),
         ("planes", "sources"),
         ("format",),
-        ("work",),
+        ("stage",),
         ("look",),
     ),
     "trainer": (

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.format import manifest
-from pipeline.work import commits, tasks
-from pipeline.work.journal import Journal
+from pipeline.stage import commits, tasks
+from pipeline.stage.journal import Journal
 from tests.conftest import photograph, spectral_here
 from tests.test_prepare import files_of
 from tests.test_restart import Cut

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.format import beton_writer, manifest
-from pipeline.work import run, samples
-from pipeline.work.journal import Journal
+from pipeline.stage import run, samples
+from pipeline.stage.journal import Journal
 from tests.conftest import AS_ROOT, ROOT, spectral, spectral_here
 from tests.test_prepare import TOY, children, files_of, wait_until
 

@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
 from pipeline.sources.index import SPLITS
-from pipeline.work.verify import quick_check
+from pipeline.stage.verify import quick_check
 
 
 def describe(path: Path) -> dict[str, Any]:

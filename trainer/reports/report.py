@@ -31,8 +31,8 @@ def of_total(value: float | None, total: float | None) -> str:
     """`1.5/40`; `–` where the value is not known."""
     if value is None:
         return "–"
-    number = f"{value:.1f}".removesuffix(".0")
-    return f"{number}/{total:.0f}" if total else number
+    number, whole = (f"{part or 0:.1f}".removesuffix(".0") for part in (value, total))
+    return f"{number}/{whole}" if total else number
 
 
 def duration(seconds: float | None) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.options import Preparation
 from pipeline.sources.index import Index, Place
 from pipeline.sources.reading import Feeder
-from pipeline.work.worker import Task
+from pipeline.stage.worker import Task
 
 CHUNK_BYTES = 32 << 20  # of pixels that one task decodes
 CHUNK_IMAGES = 256

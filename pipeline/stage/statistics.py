@@ -9,8 +9,8 @@ from pipeline import __version__
 from pipeline.format.manifest import Manifest, Plane, shard_name
 from pipeline.planes.resize import FILTER
 from pipeline.planes.splitter import Splitter
-from pipeline.work.run import Run
-from pipeline.work.worker import ERROR_UNIT
+from pipeline.stage.run import Run
+from pipeline.stage.worker import ERROR_UNIT
 
 
 def conclude(run: Run, layout: str, versions: dict[str, str]) -> Manifest:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pipeline.work.journal import Journal, Record
+from pipeline.stage.journal import Journal, Record
 
 COMMIT_SECONDS = 1.0
 

@@ -19,7 +19,7 @@ from typing import Any, Self
 from pipeline.errors import WorkerError
 from pipeline.options import Preparation
 from pipeline.sources.index import Container
-from pipeline.work.worker import Chunk, Task, work
+from pipeline.stage.worker import Chunk, Task, work
 
 TASKS_A_WORKER = 2  # one at work, one waiting, so that workers do not wait for the writer
 SLOTS_A_WORKER = 4

@@ -2,7 +2,7 @@
 
 The images are read once, in the order of the index; each goes to the shards of its split.
 Every second or so all that was written is brought to the disk and noted in the journal
-(`pipeline.work.commits`). A run that was interrupted, however rudely, goes on from the last note:
+(`pipeline.stage.commits`). A run that was interrupted, however rudely, goes on from the last note:
 what is done again is the work of about a second, and of the time that the disk took to
 sync. Bytes do not depend on interruptions, nor on the number of workers.
 """
@@ -27,14 +27,14 @@ from pipeline.format.beton_writer import BetonWriter, Mark, publish
 from pipeline.options import Preparation
 from pipeline.progress import Advance, readable
 from pipeline.sources.index import SPLITS, Index
-from pipeline.work import samples
-from pipeline.work.commits import Commits
-from pipeline.work.journal import Journal, Record
-from pipeline.work.pool import Pool
-from pipeline.work.samples import Outcomes
-from pipeline.work.tally import SHOWN_BAD, Tally
-from pipeline.work.tasks import Part, chunk_images, probe, slot_bytes, tasks
-from pipeline.work.worker import Chunk, Task
+from pipeline.stage import samples
+from pipeline.stage.commits import Commits
+from pipeline.stage.journal import Journal, Record
+from pipeline.stage.pool import Pool
+from pipeline.stage.samples import Outcomes
+from pipeline.stage.tally import SHOWN_BAD, Tally
+from pipeline.stage.tasks import Part, chunk_images, probe, slot_bytes, tasks
+from pipeline.stage.worker import Chunk, Task
 
 WRITING_THREADS = 8  # at most; hashing and writing leave Python's lock
 WORKERS_A_WRITING_THREAD = 4  # whose payloads one thread can write without falling behind

@@ -13,7 +13,7 @@ from pipeline.format import manifest
 from pipeline.format.beton import BetonReader, digest
 from pipeline.format.manifest import Manifest
 from pipeline.progress import Advance
-from pipeline.work import samples
+from pipeline.stage import samples
 
 ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
 _THREADS = 4  # hashing leaves Python's lock, and disks like a few readers

@@ -19,12 +19,12 @@ from pipeline.progress import Advance
 from pipeline.sources import Source, recognise
 from pipeline.sources.index import SPLITS, Index, Scan
 from pipeline.sources.splits import assign, check_counts, refuse_unknown_choices
-from pipeline.work.changes import changed_places, difference
-from pipeline.work.journal import Journal
-from pipeline.work.owned import JOURNAL, LOCK, refuse_foreign, remove
-from pipeline.work.run import Run
-from pipeline.work.statistics import conclude
-from pipeline.work.verify import quick_check
+from pipeline.stage.changes import changed_places, difference
+from pipeline.stage.journal import Journal
+from pipeline.stage.owned import JOURNAL, LOCK, refuse_foreign, remove
+from pipeline.stage.run import Run
+from pipeline.stage.statistics import conclude
+from pipeline.stage.verify import quick_check
 
 log = logging.getLogger(__name__)
 

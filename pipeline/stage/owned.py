@@ -9,7 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.format import manifest
 from pipeline.format.beton import PARTIAL
 from pipeline.sources.index import SPLITS, some
-from pipeline.work import samples
+from pipeline.stage import samples
 
 JOURNAL = "journal"
 LOCK = ".lock"

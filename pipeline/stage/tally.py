@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.options import Preparation
 from pipeline.sources.index import SPLITS
-from pipeline.work.worker import Chunk, Errors, Moments
+from pipeline.stage.worker import Chunk, Errors, Moments
 
 SHOWN_BAD = 5
 
