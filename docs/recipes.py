@@ -30,8 +30,9 @@ _INTRO = """\
 {count} rows, each with its recipe. What comes after the @ is a variant of the file.
 The comment at the head of each file says which rows it is for, what they report and what is a
 choice of ours; `--dataset` and `--splits` say what it is trained on (`sub4`: `--splits 4`; whole
-images where there is none). Shifts and Cutout's squares are in pixels of the plane. "Here" is what
-was measured with this repository.
+images where there is none). Recipes of whole images may be used on planes too, where the network
+takes them (vgg15 needs 32 px, see [`networks.md`](networks.md)). Shifts and Cutout's squares are in
+pixels of the plane. "Here" is what was measured with this repository.
 
 ![Loss, rate and accuracy of three families on whole CIFAR-10](images/families.png)
 
