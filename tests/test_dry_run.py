@@ -60,3 +60,25 @@ def test_a_dry_run_reckons_memory_for_the_whole_batch(data: Path, tmp_path: Path
         "averaged weights": pytest.approx(plain["weights and gradients"] / 2, abs=0.06),
     }
     assert double["pass"] == pytest.approx(2 * plain["pass"], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("schedule.warmup_epochs=3",), "the rate is still rising: warmup_epochs = 3"),
+        (("schedule.name=sgdr",), "the first period does not end: period_epochs = 30"),
+        (
+            ("schedule.name=multistep", "schedule.milestones=[1,3]"),
+            "never reached: milestones = [3.0]",
+        ),
+        (("schedule.name=multistep", "schedule.milestones=[1,2]"), ""),
+    ],
+)
+def test_what_a_run_is_too_short_for_is_said(
+    data: Path, tmp_path: Path, settings: tuple[str, ...], said: str
+) -> None:
+    words = [f"--set={setting}" for setting in ("schedule.warmup_epochs=0", *settings)]
+    done = train(data / SUB4, tmp_path / "runs", "--shard", 2, "--dry-run", *words)
+    assert done.returncode == 0, done.stderr
+    assert (f"at the end of 3 epochs {said}" in done.stdout) == bool(said)
+    assert ("at the end of 3 epochs" in done.stdout) == bool(said)

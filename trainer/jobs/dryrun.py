@@ -13,7 +13,7 @@ from trainer.methods.schedule import lr_at
 from trainer.process.device import pick_device
 from trainer.process.world import World
 from trainer.run.network import build_network
-from trainer.run.setup import make_augmenter, make_plan, total_steps
+from trainer.run.setup import make_augmenter, make_plan, remarks, total_steps
 from trainer.run.step import Stepper
 
 _POINTS = 11  # at which the learning rate is shown
@@ -42,6 +42,7 @@ def dry_run(group: Group, k: int) -> Iterator[str]:
     yield f"would be {group.path}/shard_{k:02d}"
     yield f"{steps:,} steps, {plan.steps:,} an epoch, {steps / plan.steps:.1f} epochs"
     yield "learning rate by step: " + _rates(recipe, steps, plan.steps)
+    yield from remarks(recipe, plan)
 
     loader = ShardLoader(data, "train", k, batch_size=plan.batch, device=device)
     values, labels = next(loader.batches(plan.order(0)[: plan.batch]))

@@ -51,6 +51,20 @@ def total_steps(recipe: Recipe, plan: Plan) -> int:
     return recipe.iterations or recipe.epochs * plan.steps
 
 
+def remarks(recipe: Recipe, plan: Plan) -> list[str]:
+    """What of its schedule a run is too short for."""
+    schedule, epochs = recipe.schedule, total_steps(recipe, plan) / plan.steps
+    late = [epoch for epoch in schedule.milestones if epoch >= epochs]
+    said = []
+    if schedule.warmup_epochs >= epochs:
+        said.append(f"the rate is still rising: warmup_epochs = {schedule.warmup_epochs:g}")
+    if schedule.name == "multistep" and late:
+        said.append(f"never reached: milestones = {late}")
+    if schedule.name in ("step", "sgdr") and schedule.period_epochs >= epochs:
+        said.append(f"the first period does not end: period_epochs = {schedule.period_epochs:g}")
+    return [f"at the end of {epochs:.4g} epochs {line}" for line in said]
+
+
 def make_augmenter(
     recipe: Recipe, data: Prepared, k: int, plan: Plan, normaliser: Normaliser
 ) -> Augmenter:

@@ -34,7 +34,7 @@ from trainer.run.execution import Due, Execution
 from trainer.run.kept import Kept, Progress
 from trainer.run.meter import Meter
 from trainer.run.network import build_network
-from trainer.run.setup import make_augmenter, make_plan, total_steps
+from trainer.run.setup import make_augmenter, make_plan, remarks, total_steps
 from trainer.run.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,8 @@ class Trainer:
             run, self.stepper, world, {"shard": k, "deterministic": execution.deterministic}
         )
         self.steps = total_steps(recipe, self.plan)
+        for line in remarks(recipe, self.plan) if world.leads else ():
+            log.warning("%s: %s", self._name, line)
         self.augmenter = make_augmenter(recipe, data, k, self.plan, self.normaliser)
         self._every = recipe.eval_every or self.plan.steps
         self._timed = min(self.steps, TIMED_STEPS)
