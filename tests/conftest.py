@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-# Threads that wait in a loop, as they do otherwise, take most of the time of networks this small,
-# here and in the processes that tests start; read when torch and numba are imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import trainer  # noqa: F401  # says how idle threads wait, before any test imports torch
+
 ROOT = Path(__file__).parent.parent
 TINTS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 # What the fixture `data` holds, within it
