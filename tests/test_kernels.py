@@ -196,12 +196,15 @@ def test_folding_halves_the_work(p: int, transform: str, most: int) -> None:
 def test_gather_is_slicing(block: bool, channels: int) -> None:
     p, w = 3, 5
     image = image_of("noise", p * w, channels)
-    out = np.empty((9, channels, w * w), np.int16)
+    out, rows = (
+        np.empty((channels, 9, w * w), np.int16),
+        np.empty((channels, p, p * w * w), np.int16),
+    )
     integers = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) if channels == 3 else np.eye(1)
     centre = np.array([765, 0, 0]) if channels == 3 else np.array([255])
-    gather(image, tuple(range(p)), block, out)
+    gather(image, tuple(range(p)), block, rows, out)
     phases = slow_phases(image, p, "block" if block else "phase").astype(int)
-    slow = np.moveaxis(2 * phases @ integers.T - centre, 3, 1)
+    slow = np.moveaxis(2 * phases @ integers.T - centre, 3, 0)
     assert (out == slow.reshape(out.shape)).all()
 
 

@@ -29,9 +29,9 @@ class Splitter:
         self._columns = tuple(range(prep.p))
         self._fold = transforms.folding(prep.p, prep.transform)
         self._weights, self._rows, self._lengths = sparse(self.matrix, self._fold)
-        self._values = np.empty(
-            (prep.splits, prep.channels, prep.plane_shape[1] * prep.plane_shape[2]), np.int16
-        )
+        size = prep.plane_shape[1] * prep.plane_shape[2]
+        self._values = np.empty((prep.channels, prep.splits, size), np.int16)
+        self._image_rows = np.empty((prep.channels, prep.p, prep.p * size), np.int16)
         norm = transforms.COLOUR_NORM if prep.channels == 3 else np.ones(1)
         fixed = 2.0 * 2.0**FRACTION_BITS  # values are doubled, the matrix is fixed point
         self._scale = (1.0 / (fixed * np.outer(self.steps, norm))).astype(np.float32)
@@ -41,8 +41,9 @@ class Splitter:
         from pipeline.planes.kernels.analyse import analyse
         from pipeline.planes.kernels.gather import gather
 
-        gather(image, self._columns, self.prep.layout == "block", self._values)
-        flat = planes.reshape(self._values.shape)
+        block = self.prep.layout == "block"
+        gather(image, self._columns, block, self._image_rows, self._values)
+        flat = planes.reshape(*planes.shape[:2], -1)
         analyse(self._values, self._fold, self._weights, self._rows, self._lengths,
                 self._scale, flat, clipped)  # fmt: skip
 
@@ -52,11 +53,10 @@ class Splitter:
 
     def coefficients(self, image: Pixels) -> Values:
         """The planes before quantisation, in grey levels: (N, channels, h, w)."""
-        c, h, w = self.prep.plane_shape
         phases = _phases(image, self.prep.p, self.prep.layout)
-        rotated = phases @ self._colour32.T
+        rotated = self._colour32 @ phases.reshape(*phases.shape[:2], -1).astype(np.float32)
         flat = self._matrix32 @ rotated.reshape(self.prep.splits, -1)
-        return np.moveaxis(flat.reshape(self.prep.splits, h, w, c), 3, 1)
+        return flat.reshape(phases.shape)
 
     def dequantise(self, planes: Planes) -> Values:
         """Grey levels of quantised planes: step·q + offset, (N, channels, h, w)."""
@@ -65,11 +65,11 @@ class Splitter:
 
     def rebuild(self, planes: Planes) -> Pixels:
         """The image (H, W, channels) uint8 that `planes` (N, channels, h, w) hold."""
-        c, h, w = self.prep.plane_shape
-        values = np.moveaxis(self.dequantise(planes), 1, 3).reshape(self.prep.splits, -1)
-        phases = (self._matrix32.T @ values).reshape(self.prep.splits, h, w, c) @ self._colour32
-        image = _merge(np.asarray(phases, np.float32), self.prep.p, self.prep.layout)
-        return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        values = self.dequantise(planes).reshape(self.prep.splits, -1)
+        rotated = (self._matrix32.T @ values).reshape(*planes.shape[:2], -1)
+        phases = (self._colour32.T @ rotated).reshape(planes.shape)
+        pixels = np.clip(np.rint(phases), 0, 255).astype(np.uint8)
+        return _merge(pixels, self.prep.p, self.prep.layout)
 
 
 def sparse(
@@ -94,20 +94,20 @@ def sparse(
     return weights, rows, lengths
 
 
-def _phases(image: Pixels, p: int, layout: str) -> Values:
-    """(p², h, w, channels) from (H, W, channels)."""
+def _phases(image: Pixels, p: int, layout: str) -> Pixels:
+    """(p², channels, h, w) from (H, W, channels)."""
     size, _, channels = image.shape
     h = size // p
     if layout == "phase":
-        cut = image.reshape(h, p, h, p, channels).transpose(1, 3, 0, 2, 4)
+        cut = image.reshape(h, p, h, p, channels).transpose(1, 3, 4, 0, 2)
     else:
-        cut = image.reshape(p, h, p, h, channels).transpose(0, 2, 1, 3, 4)
-    return cut.reshape(p * p, h, h, channels).astype(np.float32)
+        cut = image.reshape(p, h, p, h, channels).transpose(0, 2, 4, 1, 3)
+    return cut.reshape(p * p, channels, h, h)
 
 
-def _merge(phases: Values, p: int, layout: str) -> Values:
+def _merge(phases: Pixels, p: int, layout: str) -> Pixels:
     """The inverse of `_phases`."""
-    _, h, w, channels = phases.shape
-    cut = phases.reshape(p, p, h, w, channels)
-    order = (2, 0, 3, 1, 4) if layout == "phase" else (0, 2, 1, 3, 4)
+    _, channels, h, w = phases.shape
+    cut = phases.reshape(p, p, channels, h, w)
+    order = (3, 0, 4, 1, 2) if layout == "phase" else (0, 3, 1, 4, 2)
     return cut.transpose(order).reshape(h * p, w * p, channels)

@@ -22,18 +22,16 @@ def analyse(
 ) -> None:
     """Transform and quantise `values`, plane by plane.
 
-    values: (N, channels, J) int16 as `gather` leaves them; overwritten. pairs, weights,
+    values: (channels, N, J) int16 as `gather` leaves them; overwritten. pairs, weights,
     rows: what `fold` and `weigh` take, weights (N, M) int32 fixed point and rows (N, M)
     with lengths (N,) of them in use. scale: (N, channels) float32. planes: (N, channels,
     J) int8, filled. clipped: (N,) int64, added to.
     """
     count, channels, size = planes.shape
-    flat = values.reshape(count, channels * size)
-    fold(flat, pairs)
-    row = np.empty(channels * size, np.int32)
-    for k in range(count):
-        used = lengths[k]
-        weigh(weights[k, :used], rows[k, :used], flat, row)
-        for c in range(channels):
-            part = row[c * size : (c + 1) * size]
-            clipped[k] += quantise_row(part, scale[k, c], planes[k, c])
+    row = np.empty(size, np.int32)
+    for c in range(channels):
+        fold(values[c], pairs)
+        for k in range(count):
+            used = lengths[k]
+            weigh(weights[k, :used], rows[k, :used], values[c], row)
+            clipped[k] += quantise_row(row, scale[k, c], planes[k, c])

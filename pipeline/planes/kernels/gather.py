@@ -8,53 +8,68 @@ from pipeline.planes.kernels.jit import kernel
 
 
 @kernel
-def gather(image: Any, columns: Any, block: bool, values: Any) -> None:
-    """Fill `values` (p², channels, h·w) int16 with the phases of `image`, row by row.
+def gather(image: Any, columns: Any, block: bool, rows: Any, values: Any) -> None:
+    """Fill `values` (channels, p², h·w) int16 with the phases of `image`.
 
     image: (H, W, channels) uint8. columns: 0 … p−1 as a tuple, so that p is known when
     this is compiled: it is the stride of the loop that costs most. `block`: contiguous
-    blocks in place of phases.
+    blocks in place of phases. rows: (channels, p, h·W) int16, scratch: rows of the image that
+    hold the same phases lie end to end there, so that `spread` runs over long ones.
     """
     p = len(columns)
-    h, w = image.shape[0] // p, image.shape[1] // p
-    row = np.empty((image.shape[2], p * w), np.int16)
-    for y in range(h):
+    h, width = image.shape[0] // p, image.shape[1]
+    for r in range(p):
+        for y in range(h):
+            pixels = image[r * h + y if block else y * p + r].reshape(-1)
+            start, end = y * width, (y + 1) * width
+            if rows.shape[0] == 1:
+                centre(pixels, rows[0, r, start:end])
+            else:
+                rotate(pixels, rows[0, r, start:end], rows[1, r, start:end], rows[2, r, start:end])
+    for c in range(values.shape[0]):
         for r in range(p):
-            rotate_row(image[r * h + y if block else y * p + r], row)
-            for c in range(row.shape[0]):
-                spread(row[c], columns, block, values[r * p : r * p + p, c], y * w)
+            out = values[c, r * p : r * p + p]
+            if block:
+                cut(rows[c, r], out, width // p)
+            else:
+                spread(rows[c, r], columns, out)
 
 
 @kernel
-def rotate_row(pixels: Any, out: Any) -> None:
-    """Doubled and centred on mid grey: 2R+2G+2B−765, 2R−2B, 2R−4G+2B for RGB, 2x−255 for grey.
+def centre(grey: Any, out: Any) -> None:
+    """Doubled and centred on mid grey: 2x−255. grey: (W,) uint8, out: (W,) int16."""
+    for x in range(out.size):
+        out[x] = np.int16(2 * np.int32(grey[x]) - 255)
 
-    pixels: (W, channels) uint8, out: (channels, W) int16.
+
+@kernel
+def rotate(rgb: Any, first: Any, second: Any, third: Any) -> None:
+    """Doubled and centred on mid grey: 2R+2G+2B−765, 2R−2B, 2R−4G+2B.
+
+    rgb: (3·W,) uint8; first, second, third: (W,) int16, contiguous, or this takes twice as long.
     """
-    flat = pixels.reshape(-1)
-    if out.shape[0] == 1:
-        for x in range(flat.size):
-            out[0, x] = np.int16(2 * np.int32(flat[x]) - 255)
-    else:
-        first, second, third = out[0], out[1], out[2]
-        for x in range(first.size):
-            red, green = np.int32(flat[3 * x]), np.int32(flat[3 * x + 1])
-            blue = np.int32(flat[3 * x + 2])
-            first[x] = np.int16(2 * (red + green + blue) - 765)
-            second[x] = np.int16(2 * (red - blue))
-            third[x] = np.int16(2 * (red - 2 * green + blue))
+    for x in range(first.size):
+        red, green = np.int32(rgb[3 * x]), np.int32(rgb[3 * x + 1])
+        blue = np.int32(rgb[3 * x + 2])
+        first[x] = np.int16(2 * (red + green + blue) - 765)
+        second[x] = np.int16(2 * (red - blue))
+        third[x] = np.int16(2 * (red - 2 * green + blue))
 
 
 @kernel
-def spread(row: Any, columns: Any, block: bool, out: Any, start: int) -> None:
-    """out[c, start + x] = row[x·p + c], or row[c·w + x] for blocks. row: (p·w,), out: (p, …)."""
+def spread(row: Any, columns: Any, out: Any) -> None:
+    """out[c, x] = row[x·p + c]. row: (p·J,), out: (p, J), both contiguous."""
     p = len(columns)
-    w = row.size // p
-    if block:
+    for x in range(out.shape[1]):
         for c in range(p):
-            for x in range(w):
-                out[c, start + x] = row[c * w + x]
-    else:
-        for x in range(w):
-            for c in range(p):
-                out[c, start + x] = row[x * p + c]
+            out[c, x] = row[x * p + c]
+
+
+@kernel
+def cut(row: Any, out: Any, w: int) -> None:
+    """Stretches of `w` to out[0] … out[p − 1] in turn. row: (p·J,), out: (p, J)."""
+    p = out.shape[0]
+    for i in range(out.shape[1] // w):
+        for c in range(p):
+            start = (i * p + c) * w
+            out[c, i * w : (i + 1) * w] = row[start : start + w]

@@ -9,8 +9,7 @@ from pipeline.planes.kernels.jit import kernel
 # Less than a half: a dead zone. At equal PSNR, by a smaller step, photographs then take
 # 4.5 % fewer bytes.
 ROUNDING = np.float32(0.4)
-_TOP = np.float32(127)
-_END = np.float32(128)
+_TOP, _BOTTOM = np.int32(127), np.int32(-127)
 
 
 @kernel
@@ -22,10 +21,11 @@ def quantise_row(values: Any, scale: float, out: Any) -> int:
     written, it would have no mirror.
     """
     factor = np.float32(scale)
-    clipped = 0
+    clipped = np.int32(0)  # of 4 bytes, as what it counts: wider ones halve the speed
     for x in range(values.size):
         value = np.float32(values[x]) * factor
-        value += np.copysign(ROUNDING, value)
-        clipped += abs(value) >= _END
-        out[x] = np.int8(np.int32(min(max(value, -_TOP), _TOP)))
-    return clipped
+        whole = np.int32(value + np.copysign(ROUNDING, value))
+        kept = min(max(whole, _BOTTOM), _TOP)
+        clipped = np.int32(clipped + np.int32(whole != kept))
+        out[x] = np.int8(kept)
+    return int(clipped)
