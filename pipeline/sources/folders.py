@@ -50,7 +50,7 @@ class ClassFolders(Source):
 
 def class_images(folder: Path, scan: Scan, *, required: bool) -> list[str]:
     """Sorted paths within `folder`, at any depth; hidden files and folders are left out."""
-    found = sorted(os.path.relpath(path, folder) for path in _walk(folder, scan))
+    found = sorted(_walk(folder, scan))
     if not found and required:
         raise SourceError(f"{folder} is an empty class: add its images or remove the folder")
     return found
@@ -88,16 +88,16 @@ def _known_names(root: Path, classes: list[str]) -> dict[str, str] | None:
     return names if any(key in names for key in classes) else None
 
 
-def _walk(folder: Path, scan: Scan) -> Iterator[str]:
+def _walk(folder: Path, scan: Scan, within: str = "") -> Iterator[str]:
     scan.saw(folder)
     for entry in os.scandir(folder):
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if entry.is_file():
+            yield within + entry.name
+        elif entry.is_dir():
             _refuse_loop(Path(entry.path))
-            yield from _walk(Path(entry.path), scan)
-        elif entry.is_file():
-            yield entry.path
+            yield from _walk(Path(entry.path), scan, f"{within}{entry.name}/")
         else:
             kind = "a broken link" if entry.is_symlink() else "no regular file"
             raise SourceError(f"{entry.path} is {kind}: remove it or put the image there")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +111,14 @@ class Run:
                 self._write_chunks(pool, size, writers, outcomes, commits, advance, writing)
             self._refuse_nothing_written()
             commits.last()
-            files = {
-                manifest.shard_name(split, k): vars(writer.finish())
+            with ThreadPoolExecutor(WRITING_THREADS) as threads:
+                written = threads.map(BetonWriter.finish, chain(*writers.values()))
+            names = [
+                manifest.shard_name(split, k)
                 for split, row in writers.items()
-                for k, writer in enumerate(row)
-            }
+                for k in range(len(row))
+            ]
+            files = {name: vars(file) for name, file in zip(names, written, strict=True)}
         journal.append({"files": files})
         self.files = files
 
