@@ -106,6 +106,26 @@ def folding(p: int, transform: str) -> NDArray[np.int64]:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
+def thirds(p: int, transform: str) -> NDArray[np.int64]:
+    """What else may replace folded phases, for some planes: (L, 4) as (a, b, c, s), where the
+    row added is a + s·(b + c).
+
+    A `dct` row k divisible by 3 is a DCT of a third of the length, mirrored and mirrored back:
+    it weighs three folded phases alike, so that a third of its weights suffices. For p
+    divisible by 6.
+    """
+    n = p * p
+    found: list[tuple[int, int, int, int]] = []
+    if transform == "dct" and p % 6 == 0:
+        for end, third in ((n - 1, n // 3), (n // 2 - 1, n // 6)):  # differences lie backwards
+            found += [
+                (end - i, end + 1 - third + i, end - third - i, -1) for i in range(third // 2)
+            ]
+        third = n // 12
+        found += [(i, 2 * third - 1 - i, 2 * third + i, 1) for i in range(third)]
+    return np.array(found, np.int64).reshape(-1, 4)
+
+
 def flip_sign(p: int, transform: str, k: int, flip: str) -> int:
     """±1 if flipping an image equals ± the flip of its plane k; 0 where it does not.
 

@@ -13,7 +13,7 @@ from pipeline.options import preparation
 from pipeline.planes.kernels.frames import BLOCK, compress_planes, room_for
 from pipeline.planes.kernels.gather import gather
 from pipeline.planes.kernels.moments import add_moments
-from pipeline.planes.kernels.project import FRACTION_BITS, GROUP, fold, weigh
+from pipeline.planes.kernels.project import FRACTION_BITS, GROUP, add_thirds, fold, weigh
 from pipeline.planes.kernels.quantise import ROUNDING, quantise_row
 from pipeline.planes.splitter import Splitter, sparse
 from pipeline.zstd import CompressionContext
@@ -169,14 +169,16 @@ def test_weigh_is_the_matrix_product(n: int, groups: int, j: int, seed: int) -> 
 
 
 @pytest.mark.parametrize("transform", transforms.TRANSFORMS)
-@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 8, 12])
 def test_folded_values_times_sparse_weights_are_the_transform(p: int, transform: str) -> None:
     """Within the rounding of the weights; values at the ends of their range do not wrap."""
     matrix, pairs = transforms.matrix(p, transform), transforms.folding(p, transform)
-    weights, rows, lengths = sparse(matrix, pairs)
+    thirds = transforms.thirds(p, transform)
+    weights, rows, lengths = sparse(matrix, pairs, thirds)
     values = np.random.default_rng(p).choice([-1020, 1020], (p * p, 30)).astype(np.int16)
-    folded = values.copy()
+    folded = np.vstack([values, np.zeros((len(thirds), 30), np.int16)])
     fold(folded, pairs)
+    add_thirds(folded, thirds)
     for k in range(p * p):
         out = np.empty(30, np.int32)
         weigh(weights[k, : lengths[k]], rows[k, : lengths[k]], folded, out)
@@ -184,11 +186,17 @@ def test_folded_values_times_sparse_weights_are_the_transform(p: int, transform:
 
 
 @pytest.mark.parametrize(
-    ("p", "transform", "most"), [(6, "dct", 18), (6, "dct2", 9), (6, "none", 9)]
+    ("p", "transform", "most", "total"),
+    [(6, "dct", 18, 378), (12, "dct", 72, 6036), (6, "dct2", 9, 291), (6, "none", 3, 108)],
 )
-def test_folding_halves_the_work(p: int, transform: str, most: int) -> None:
-    lengths = sparse(transforms.matrix(p, transform), transforms.folding(p, transform))[2]
-    assert lengths.max() == most
+def test_few_weights_are_left(p: int, transform: str, most: int, total: int) -> None:
+    """Of p⁴: 1,296 and, for p of 12, 20,736."""
+    lengths = sparse(
+        transforms.matrix(p, transform),
+        transforms.folding(p, transform),
+        transforms.thirds(p, transform),
+    )[2]
+    assert (lengths.max(), lengths.sum()) == (most, total)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -28,9 +28,11 @@ class Splitter:
         self.offsets = transforms.offsets(prep.p, prep.transform, prep.channels)
         self._columns = tuple(range(prep.p))
         self._fold = transforms.folding(prep.p, prep.transform)
-        self._weights, self._rows, self._lengths = sparse(self.matrix, self._fold)
+        self._thirds = transforms.thirds(prep.p, prep.transform)
+        self._weights, self._rows, self._lengths = sparse(self.matrix, self._fold, self._thirds)
         size = prep.plane_shape[1] * prep.plane_shape[2]
-        self._values = np.empty((prep.channels, prep.splits, size), np.int16)
+        rows = prep.splits + len(self._thirds)
+        self._values = np.empty((prep.channels, rows, size), np.int16)
         self._image_rows = np.empty((prep.channels, prep.p, prep.p * size), np.int16)
         norm = transforms.COLOUR_NORM if prep.channels == 3 else np.ones(1)
         fixed = 2.0 * 2.0**FRACTION_BITS  # values are doubled, the matrix is fixed point
@@ -44,8 +46,8 @@ class Splitter:
         block = self.prep.layout == "block"
         gather(image, self._columns, block, self._image_rows, self._values)
         flat = planes.reshape(*planes.shape[:2], -1)
-        analyse(self._values, self._fold, self._weights, self._rows, self._lengths,
-                self._scale, flat, clipped)  # fmt: skip
+        analyse(self._values, self._fold, self._thirds, self._weights, self._rows,
+                self._lengths, self._scale, flat, clipped)  # fmt: skip
 
     def empty(self) -> Planes:
         """An array for `split` to fill."""
@@ -73,17 +75,22 @@ class Splitter:
 
 
 def sparse(
-    matrix: NDArray[np.float64], pairs: NDArray[np.int64]
+    matrix: NDArray[np.float64], pairs: NDArray[np.int64], thirds: NDArray[np.int64]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """`matrix` in fixed point, for values that `fold` has folded: weights that are not 0
-    and their rows (both (N, M), each row padded with weights of 0 to a multiple of GROUP),
-    and how many are in use (N,).
+    """`matrix` in fixed point, for values that `fold` and `add_thirds` have made: weights that
+    are not 0 and their rows (both (N, M), each row padded with weights of 0 to a multiple of
+    GROUP), and how many are in use (N,).
     """
     folded = matrix.copy()
     for a, b in pairs:
         one, other = folded[:, a].copy(), folded[:, b].copy()
         folded[:, a], folded[:, b] = (one + other) / 2, (one - other) / 2
     fixed = np.rint(folded * 2.0**FRACTION_BITS).astype(np.int32)
+    fixed = np.hstack([fixed, np.zeros((len(fixed), len(thirds)), np.int32)])
+    for i, (a, b, c, sign) in enumerate(thirds):
+        alike = (fixed[:, b] == sign * fixed[:, a]) & (fixed[:, c] == sign * fixed[:, a])
+        fixed[alike, len(matrix) + i] = fixed[alike, a]
+        fixed[np.ix_(alike, [a, b, c])] = 0
     used = np.count_nonzero(fixed, axis=1)
     lengths = -(-used // GROUP) * GROUP
     weights = np.zeros((len(matrix), lengths.max()), np.int32)

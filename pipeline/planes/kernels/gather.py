@@ -9,7 +9,7 @@ from pipeline.planes.kernels.jit import kernel
 
 @kernel
 def gather(image: Any, columns: Any, block: bool, rows: Any, values: Any) -> None:
-    """Fill `values` (channels, p², h·w) int16 with the phases of `image`.
+    """Fill the first p² rows of `values` (channels, …, h·w) int16 with the phases of `image`.
 
     image: (H, W, channels) uint8. columns: 0 … p−1 as a tuple, so that p is known when
     this is compiled: it is the stride of the loop that costs most. `block`: contiguous

@@ -2,7 +2,8 @@
 
 Integer sums do not depend on their order, so flips of an image stay exact flips of
 its planes and the bytes are the same on every machine. Sums and differences of
-mirrored phases are taken once for all planes; most weights then are 0.
+mirrored phases are taken once for all planes, and those of three for every third; most
+weights then are 0.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from pipeline.planes.kernels.jit import kernel
 # to 1024 fits into an int32.
 FRACTION_BITS = 16
 
-GROUP = 9  # rows that `weigh` adds in one pass
+GROUP = 3  # rows that `weigh` adds in one pass
 
 
 @kernel
@@ -31,21 +32,33 @@ def fold(values: Any, pairs: Any) -> None:
 
 
 @kernel
+def add_thirds(values: Any, thirds: Any) -> None:
+    """The last rows: values[N + i] = values[a] + s·(values[b] + values[c]), for each
+    (a, b, c, s) of `thirds`, (L, 4). values: (N + L, J) int16, folded.
+    """
+    first = values.shape[0] - thirds.shape[0]
+    for i in range(thirds.shape[0]):
+        a, b, c = values[thirds[i, 0]], values[thirds[i, 1]], values[thirds[i, 2]]
+        out = values[first + i]
+        if thirds[i, 3] > 0:
+            for j in range(out.size):
+                out[j] = a[j] + b[j] + c[j]
+        else:
+            for j in range(out.size):
+                out[j] = a[j] - b[j] - c[j]
+
+
+@kernel
 def weigh(weights: Any, rows: Any, values: Any, out: Any) -> None:
     """out[j] = Σᵢ weights[i]·values[rows[i], j], `GROUP` rows a pass.
 
     weights, rows: (M,), M a multiple of GROUP. values: (N, J) int16, out: (J,) int32.
     """
-    for i in range(0, weights.size, 9):
+    for i in range(0, weights.size, 3):
         a, b, c = weights[i], weights[i + 1], weights[i + 2]
-        d, e, f = weights[i + 3], weights[i + 4], weights[i + 5]
-        g, h, k = weights[i + 6], weights[i + 7], weights[i + 8]
         va, vb, vc = values[rows[i]], values[rows[i + 1]], values[rows[i + 2]]
-        vd, ve, vf = values[rows[i + 3]], values[rows[i + 4]], values[rows[i + 5]]
-        vg, vh, vk = values[rows[i + 6]], values[rows[i + 7]], values[rows[i + 8]]
         for j in range(out.size):
-            total = a * va[j] + b * vb[j] + c * vc[j] + d * vd[j] + e * ve[j]
-            total += f * vf[j] + g * vg[j] + h * vh[j] + k * vk[j]
+            total = a * va[j] + b * vb[j] + c * vc[j]
             if i:
                 total += out[j]
             out[j] = total
