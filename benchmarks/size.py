@@ -44,7 +44,9 @@ def measure(paths: list[Path], p: int, transform: str, step: float) -> tuple[flo
         squares += float((error * error).sum())
         values += error.size
         encode(planes, payloads)
-    return 10 * math.log10(255**2 * values / squares), payloads.total / len(paths) / prep.splits
+    return 10 * math.log10(255**2 * values / squares), int(payloads.ends.sum()) / len(
+        paths
+    ) / prep.splits
 
 
 def best(task: tuple[list[Path], int, str]) -> dict[str, object]:

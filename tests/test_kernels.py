@@ -255,16 +255,19 @@ def test_frames_hold_the_planes(length: int, density: float, search: bool) -> No
     planes = rng.integers(-127, 128, (3, length)).astype(np.int8)
     planes *= rng.random(planes.shape) < density
     context = CompressionContext()
-    out, sizes = np.empty(3 * room_for(length), np.uint8), np.empty(3, np.uint32)
-    total = compress_planes(context.address, search, planes, out, sizes)
-    assert total == sizes.sum()
-    for plane, end, size in zip(planes, np.cumsum(sizes), sizes, strict=True):
-        frame = out[end - size : end].tobytes()
+    out, sizes = np.zeros((3, 7 + room_for(length)), np.uint8), np.empty(3, np.uint32)
+    starts = np.array([0, 3, 7])
+    assert compress_planes(context.address, search, planes, out, starts, sizes)
+    for plane, row, start, size in zip(planes, out, starts, sizes, strict=True):
+        assert not row[:start].any()
+        frame = row[start : start + size].tobytes()
         parameters = zstandard.get_frame_parameters(frame)
         assert (parameters.content_size, parameters.has_checksum) == (length, True)
         assert zstandard.ZstdDecompressor().decompress(frame) == plane.tobytes()
-    for little in (0, 1, 17, len(out) // 3 - 1):
-        assert compress_planes(context.address, search, planes, out[:little], sizes) == -1
+    for little in (0, 1, 17, out.shape[1] - 1):
+        assert not compress_planes(
+            context.address, search, planes, np.empty((3, little), np.uint8), starts, sizes
+        )
 
 
 @pytest.mark.parametrize("search", [False, True])
@@ -273,22 +276,25 @@ def test_frames_do_not_depend_on_what_was_compressed_before(search: bool) -> Non
     planes = rng.integers(-2, 3, (5, 3000)).astype(np.int8)
     context, frames = CompressionContext(), []
     for order in (slice(None), slice(None, None, -1)):
-        out, sizes = np.empty(50_000, np.uint8), np.empty(5, np.uint32)
-        compress_planes(context.address, search, np.ascontiguousarray(planes[order]), out, sizes)
-        pieces = np.split(out[: sizes.sum()], np.cumsum(sizes)[:-1])
-        frames.append([piece.tobytes() for piece in pieces[order]])
+        out, sizes = np.empty((5, 10_000), np.uint8), np.empty(5, np.uint32)
+        mixed, starts = np.ascontiguousarray(planes[order]), np.zeros(5, np.int64)
+        compress_planes(context.address, search, mixed, out, starts, sizes)
+        pieces = [row[:size].tobytes() for row, size in zip(out, sizes, strict=True)]
+        frames.append(pieces[order])
     assert frames[0] == frames[1]
 
 
-def test_payloads_are_grouped_by_plane() -> None:
+@pytest.mark.parametrize("room", [0, 1000, 5000])
+def test_payloads_lie_plane_by_plane_and_leave_memory_that_is_too_small(room: int) -> None:
     rng = np.random.default_rng(0)
-    pieces = [[rng.bytes(int(n)) for n in rng.integers(0, 400_000, 4)] for _ in range(3)]
-    payloads = Payloads(4)
-    for sample in pieces:
-        whole = np.frombuffer(b"".join(sample), np.uint8)
-        payloads.room(len(whole))[: len(whole)] = whole
-        payloads.added(np.array([len(piece) for piece in sample], np.uint32))
-        assert payloads.last() == whole.tobytes()
-    out = np.empty(payloads.total, np.uint8)
-    payloads.group(out)
-    assert out.tobytes() == b"".join(sample[k] for k in range(4) for sample in pieces)
+    samples = rng.integers(0, 256, (3, 4, 400), dtype=np.uint8)
+    payloads, lent = Payloads(4), np.zeros(room, np.uint8)
+    for _ in range(2):
+        payloads.start(lent)
+        for sample in samples:
+            payloads.append(sample)
+            assert [payloads.last(k) for k in range(4)] == [row.tobytes() for row in sample]
+        assert (payloads.sizes() == 400).all()
+        assert (payloads.ends == 1200).all()
+        assert (payloads.rows[:, :1200] == np.hstack(list(samples))).all()
+        assert payloads.lent == (room == 5000) == bool(lent.any())

@@ -20,50 +20,50 @@ Encoder = Callable[[NDArray[np.int8] | NDArray[np.uint8], "Payloads"], None]
 
 
 class Payloads:
-    """The payloads of a chunk, sample after sample, in memory that grows and is used again."""
+    """The payloads of a chunk: those of plane k end to end in row k of `rows`, (N, S) uint8, in
+    use up to `ends`, (N,). The rows lie in memory that is lent, while it is large enough.
+    """
 
     def __init__(self, splits: int) -> None:
         self.splits = splits
-        self._memory = np.empty(1 << 20, np.uint8)
-        self.clear()
+        self.start(np.empty(0, np.uint8))
 
-    def clear(self) -> None:
-        """Forget all samples."""
-        self.total = 0
+    def start(self, room: Bytes) -> None:
+        """Forget all samples; the next ones go to `room`."""
+        self.rows = room[: len(room) // self.splits * self.splits].reshape(self.splits, -1)
+        self.ends = np.zeros(self.splits, np.int64)
+        self.lent = True
         self._sizes: list[NDArray[np.uint32]] = []
 
-    def room(self, size: int) -> Bytes:
-        """The free part of the memory, at least `size` bytes, for the next sample's payloads."""
-        if self.total + size > len(self._memory):
-            grown = np.empty(2 * (self.total + size), np.uint8)
-            grown[: self.total] = self._memory[: self.total]
-            self._memory = grown
-        return self._memory[self.total :]
+    def reserve(self, size: int) -> None:
+        """At least `size` bytes more in each row; in memory of our own, where those end."""
+        used = int(self.ends.max())
+        if used + size > self.rows.shape[1]:
+            rows = np.empty((self.splits, 2 * (used + size)), np.uint8)
+            rows[:, :used] = self.rows[:, :used]
+            self.rows, self.lent = rows, False
 
     def added(self, sizes: NDArray[np.uint32]) -> None:
-        """The next sample's payloads lie end to end in `room`: bytes of each plane, (N,)."""
+        """The next sample's payloads lie at `ends`: bytes of each, (N,)."""
         self._sizes.append(sizes)
-        self.total += int(sizes.sum(dtype=np.int64))
+        self.ends += sizes
 
-    def append(self, payload: bytes | Bytes) -> None:
-        """The next sample, whose payloads all have the same size."""
-        size = len(payload)
-        self.room(size)[:size] = np.frombuffer(payload, np.uint8)
-        self.added(np.full(self.splits, size // self.splits, np.uint32))
+    def append(self, payloads: Bytes) -> None:
+        """The next sample: (N, size)."""
+        size = payloads.shape[1]
+        self.reserve(size)
+        for row, end, payload in zip(self.rows, self.ends.tolist(), payloads, strict=True):
+            row[end : end + size] = payload
+        self.added(np.full(self.splits, size, np.uint32))
 
-    def last(self) -> bytes:
-        """The last sample's payloads, end to end."""
-        return self._memory[self.total - int(self._sizes[-1].sum()) : self.total].tobytes()
+    def last(self, k: int) -> bytes:
+        """The last sample's payload of plane k."""
+        end = int(self.ends[k])
+        return self.rows[k, end - int(self._sizes[-1][k]) : end].tobytes()
 
     def sizes(self) -> NDArray[np.uint32]:
         """Bytes of each payload, (m, N)."""
         return np.array(self._sizes, np.uint32).reshape(-1, self.splits)
-
-    def group(self, out: Bytes) -> None:
-        """Copy all to `out`: plane 0 of every sample, then plane 1, and so on."""
-        from pipeline.planes.kernels.frames import group_payloads
-
-        group_payloads(self._memory, self.sizes(), out)
 
 
 def encoder(prep: Preparation) -> Encoder:
@@ -87,8 +87,9 @@ def _zstd(search: bool) -> Encoder:
     def encode(planes: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
         flat = planes.reshape(len(planes), -1)
         sizes = np.empty(len(flat), np.uint32)
-        room = payloads.room(len(flat) * room_for(flat.shape[1]))
-        if compress_planes(context.address, search, flat, room, sizes) < 0:
+        payloads.reserve(room_for(flat.shape[1]))
+        rows, ends = payloads.rows, payloads.ends
+        if not compress_planes(context.address, search, flat, rows, ends, sizes):
             raise RuntimeError("libzstd refused a plane")
         payloads.added(sizes)
 
@@ -125,11 +126,11 @@ def _decompressor() -> zstandard.ZstdDecompressor:
 
 def _raw_planes(planes: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
     shifted: Bytes = planes.view(np.uint8) ^ np.uint8(128)
-    payloads.append(shifted.transpose(0, 2, 3, 1).ravel())
+    payloads.append(shifted.transpose(0, 2, 3, 1).reshape(len(shifted), -1))
 
 
 def _raw_image(image: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
-    payloads.append(image.tobytes())
+    payloads.append(np.ascontiguousarray(image, np.uint8).reshape(1, -1))
 
 
 def _jpeg(image: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
@@ -140,4 +141,4 @@ def _jpeg(image: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> No
     Image.fromarray(pixels).save(
         out, "JPEG", quality=95 if small else 90, subsampling=0 if small else 2
     )
-    payloads.append(out.getvalue())
+    payloads.append(np.frombuffer(out.getvalue(), np.uint8)[None])

@@ -204,10 +204,10 @@ class Run:
         payload = memoryview(chunk.inline) if chunk.inline is not None else payload
         splits, labels = part.splits[stored], part.labels[stored]
         ends = np.searchsorted(splits, range(len(SPLITS) + 1)).tolist()
-        starts = [0, *np.cumsum(chunk.sizes.sum(axis=1, dtype=np.int64)).tolist()]
+        row = len(payload) // self.prep.splits
 
         def append(k: int) -> None:
-            at, sizes = starts[k], chunk.sizes[k]
+            at, sizes = k * row, chunk.sizes[k]
             for code, (first, end) in enumerate(pairwise(ends)):
                 if first < end:
                     size = int(sizes[first:end].sum())

@@ -1,4 +1,4 @@
-"""One chunk of samples in; their payloads, grouped by plane, and statistics out.
+"""One chunk of samples in; their payloads, plane by plane, and statistics out.
 
 Runs in worker processes, which share a block of memory with the parent: payloads go
 there, only sizes and sums are pickled.
@@ -96,6 +96,8 @@ class Errors:
 class Chunk:
     """What came of a task. Lists and `shapes` (m, 2 as width, height of the source) have a
     place for every sample; `sizes` (N, stored) and `stored_shapes` for the stored ones.
+
+    The payloads of plane k start at k/N of the block of memory that was lent, or of `inline`.
     """
 
     number: int
@@ -118,10 +120,10 @@ class Processor:
         self.splitter = Splitter(prep) if prep.splits > 1 else None
         self.planes = self.splitter.empty() if self.splitter else None
 
-    def process(self, task: Task) -> Chunk:
-        """The chunk; its payloads lie in `payloads` until the next call."""
+    def process(self, task: Task, room: NDArray[np.uint8]) -> Chunk:
+        """The chunk; its payloads lie in `room` if they fit."""
         prep = self.prep
-        self.payloads.clear()
+        self.payloads.start(room)
         train, rest, errors = Moments.zero(prep), Moments.zero(prep), Errors.zero(prep)
         shapes = np.zeros((len(task.places), 2), np.int32)
         reasons: list[str | None] = []
@@ -142,7 +144,8 @@ class Processor:
                 errors.add(self._measure(pixels))
         sizes = np.ascontiguousarray(self.payloads.sizes().T)
         shape_table = np.array(stored_shapes, np.int32).reshape(-1, 2)
-        return Chunk(task.number, reasons, shapes, sizes, shape_table, train, rest, errors)
+        inline = None if self.payloads.lent else self.payloads.rows.tobytes()
+        return Chunk(task.number, reasons, shapes, sizes, shape_table, train, rest, errors, inline)
 
     def _store(self, pixels: NDArray[np.uint8], moments: Moments) -> None:
         planes: NDArray[Any]
@@ -159,7 +162,7 @@ class Processor:
     def _measure(self, pixels: NDArray[np.uint8]) -> Errors:
         if self.splitter is None or self.planes is None:
             shape = _channels_first(pixels)
-            stored = decode_whole(self.payloads.last(), self.prep.codec, shape)
+            stored = decode_whole(self.payloads.last(0), self.prep.codec, shape)
             error = _squares(stored.astype(np.float32) - pixels)
             return Errors(1, pixels.size, error, np.array([error]))
         rebuilt = self.splitter.rebuild(self.planes)
@@ -200,14 +203,7 @@ def work(
         room = slots[slot * memory.slot_bytes : (slot + 1) * memory.slot_bytes]
         try:
             task.data = _fed(task, room)
-            chunk, payloads = processor.process(task), processor.payloads
-            if payloads.total <= len(room):
-                payloads.group(np.frombuffer(room, np.uint8))
-            else:
-                blob = np.empty(payloads.total, np.uint8)
-                payloads.group(blob)
-                chunk.inline = blob.tobytes()
-            answer: Chunk | str = chunk
+            answer: Chunk | str = processor.process(task, np.frombuffer(room, np.uint8))
         except OSError as error:
             answer = describe(error)
         except MemoryError as error:

@@ -32,13 +32,15 @@ def room_for(length: int) -> int:
 
 
 @kernel
-def compress_planes(context: int, search: bool, planes: Any, out: Any, sizes: Any) -> int:
-    """Write one frame per plane to `out`, end to end; returns their total, −1 for an error.
+def compress_planes(
+    context: int, search: bool, planes: Any, out: Any, starts: Any, sizes: Any
+) -> bool:
+    """Write the frame of plane k to out[k], from starts[k] on; False for an error.
 
     libzstd writes in front of a buffer that is too small for a frame's header, so it is
     not called with less than `room_for` a plane.
     context: address of a ZSTD_CCtx. search: let libzstd search for matches. planes: (N, m)
-    int8. out: (room,) uint8. sizes: (N,) uint32, filled.
+    int8. out: (N, room) uint8. starts: (N,) int64. sizes: (N,) uint32, filled.
     """
     count, length = planes.shape
     words = (min(length, BLOCK) + 7) // 8
@@ -46,16 +48,16 @@ def compress_planes(context: int, search: bool, planes: Any, out: Any, sizes: An
     turns = np.empty(words + 2, np.int64)
     # ZSTD_Sequence: offset, literals before the match, its length, rep; and one that ends a block
     matches = np.empty((length // SHORTEST_RUN + length // BLOCK + 3, 4), np.uint32)
-    total = 0
     for k in range(count):
-        if out.size - total < room_for(length):
-            return -1
+        room = out[k][starts[k] :]
+        if room.size < room_for(length):
+            return False
         if search:
             size = np.int64(
                 _compress(
                     np.uint64(context),
-                    out[total:].ctypes.data,
-                    np.uint64(out.size - total),
+                    room.ctypes.data,
+                    np.uint64(room.size),
                     planes[k].ctypes.data,
                     np.uint64(length),
                 )
@@ -65,8 +67,8 @@ def compress_planes(context: int, search: bool, planes: Any, out: Any, sizes: An
             size = np.int64(
                 _compress_sequences(
                     np.uint64(context),
-                    out[total:].ctypes.data,
-                    np.uint64(out.size - total),
+                    room.ctypes.data,
+                    np.uint64(room.size),
                     matches.ctypes.data,
                     np.uint64(found),
                     planes[k].ctypes.data,
@@ -74,10 +76,9 @@ def compress_planes(context: int, search: bool, planes: Any, out: Any, sizes: An
                 )
             )
         if size <= 0:  # libzstd's error codes are the largest values of a size_t
-            return -1
+            return False
         sizes[k] = size
-        total += int(size)
-    return total
+    return True
 
 
 @kernel
@@ -129,25 +130,3 @@ def find_runs(words: Any, turns: Any, length: int, matches: Any) -> int:
     matches[found, 2] = 0
     matches[found, 3] = 0
     return found + 1
-
-
-@kernel
-def group_payloads(stored: Any, sizes: Any, out: Any) -> None:
-    """Copy payloads from sample after sample to plane after plane.
-
-    stored: (total,) uint8. sizes: (m, N) uint32, bytes of sample i's payload of plane k.
-    """
-    samples, count = sizes.shape
-    position, target = 0, 0
-    starts = np.empty(samples, np.int64)
-    for i in range(samples):
-        starts[i] = position
-        for k in range(count):
-            position += sizes[i, k]
-    for k in range(count):
-        for i in range(samples):
-            payload = stored[starts[i] : starts[i] + sizes[i, k]]
-            for x in range(payload.size):
-                out[target + x] = payload[x]
-            starts[i] += payload.size
-            target += payload.size
