@@ -94,13 +94,17 @@ class Pool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for worker in self._workers:
-            worker.pipe.close()
+        self.dismiss()
         for worker in self._workers:
             if kind is not None:
                 worker.process.terminate()
             worker.process.join()
         self._memory.close()
+
+    def dismiss(self) -> None:
+        """No more tasks: workers end, which takes them a while."""
+        for worker in self._workers:
+            worker.pipe.close()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Chunk, memoryview]]:
         """Each chunk with its payloads, in the order of tasks, numbered from 0.

@@ -109,6 +109,7 @@ class Run:
                 self._check_space(pool)
                 writing = min(WRITING_THREADS, workers // WORKERS_A_WRITING_THREAD)
                 self._write_chunks(pool, size, writers, outcomes, commits, advance, writing)
+                pool.dismiss()
             self._refuse_nothing_written()
             commits.last()
             with ThreadPoolExecutor(WRITING_THREADS) as threads:

@@ -120,6 +120,12 @@ class Processor:
         self.splitter = Splitter(prep) if prep.splits > 1 else None
         self.planes = self.splitter.empty() if self.splitter else None
 
+    def warm_up(self) -> None:
+        """Load all compiled code now, while other workers do, not with the first task."""
+        prep = self.prep
+        blank = np.zeros((prep.size, prep.size, prep.channels), np.uint8)
+        self._store(blank, Moments.zero(prep))
+
     def process(self, task: Task, room: NDArray[np.uint8]) -> Chunk:
         """The chunk; its payloads lie in `room` if they fit."""
         prep = self.prep
@@ -194,6 +200,7 @@ def work(
     """
     threadpoolctl.threadpool_limits(1)  # workers are the parallelism; BLAS threads would fight
     processor = Processor(prep, Reader(root, containers))
+    processor.warm_up()
     slots = memory.open()
     while True:
         try:
