@@ -74,7 +74,7 @@ def test_a_dry_run_reckons_memory_for_the_whole_batch(data: Path, tmp_path: Path
         (("schedule.name=multistep", "schedule.milestones=[1,2]"), ""),
     ],
 )
-def test_what_a_run_is_too_short_for_is_said(
+def test_a_schedule_that_a_run_is_too_short_for_is_said(
     data: Path, tmp_path: Path, settings: tuple[str, ...], said: str
 ) -> None:
     words = [f"--set={setting}" for setting in ("schedule.warmup_epochs=0", *settings)]
@@ -82,3 +82,9 @@ def test_what_a_run_is_too_short_for_is_said(
     assert done.returncode == 0, done.stderr
     assert (f"at the end of 3 epochs {said}" in done.stdout) == bool(said)
     assert ("at the end of 3 epochs" in done.stdout) == bool(said)
+
+
+def test_a_batch_of_more_than_there_is_is_said(data: Path, tmp_path: Path) -> None:
+    few = train(data / SUB4, tmp_path / "runs", "--shard", 2, "--dry-run", "--set=batch_size=9999")
+    assert few.returncode == 0, few.stderr
+    assert re.search(r"batches are of all \d+ samples of train: batch_size = 9999", few.stdout)

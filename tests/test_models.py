@@ -377,7 +377,7 @@ def test_first_weights_of_source_003(name: str, blocks: int) -> None:
         ("resnet20x0", {}, "at least 1"),
         ("cifar-resnet21", {}, r"cifar-resnet21: the depth is 6n\+2, such as 8, 20"),
         ("cifar-resnet20", {"depth": 3}, r"no model_args.depth here; valid are width, bottleneck"),
-        ("resnet20x4", {"width": 3}, "valid are none"),
+        ("resnet20x4", {"width": 3}, "this network has no arguments"),
         ("cifar-resnet20", {"width": 0}, "at least 1"),
         ("cifar-resnet20", {"width": 16.0}, "must be an integer"),
         ("cifar-resnet110", {"bottleneck": 1}, "must be true or false"),

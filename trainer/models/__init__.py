@@ -113,7 +113,8 @@ def _check(args: dict[str, Any], parameters: list[inspect.Parameter]) -> None:
     known = {p.name: p.annotation for p in parameters}
     for key, value in args.items():
         if key not in known:
-            raise ConfigError(f"no model_args.{key} here; valid are {', '.join(known) or 'none'}")
+            valid = f"valid are {', '.join(known)}" if known else "this network has no arguments"
+            raise ConfigError(f"no model_args.{key} here; {valid}")
         if not _fits(value, known[key]):
             wanted = _KINDS.get(known[key], "a list of true and false")
             raise ConfigError(f"model_args.{key} = {value!r}: must be {wanted}")

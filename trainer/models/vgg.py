@@ -8,6 +8,7 @@ BN 54,479,912), 1 at 56 (143.79 MiB; source 001 says 128.05, which no published 
 
 from typing import cast
 
+import torch
 import torchvision
 from torch import nn
 
@@ -31,15 +32,25 @@ def build(
     checks.smallest(size, _SMALLEST)
     checks.share(dropout=dropout)
     name = "vgg16_bn" if batch_norm else "vgg16"
-    network = torchvision.models.get_model(name, num_classes=classes, dropout=dropout)
     side = min(size // _SMALLEST, _LARGEST_MAP)
-    network.features[0] = nn.Conv2d(channels, 64, 3, padding=1)
-    fan_out(network.features[0])
+    with torch.device("meta"):  # its 123 million weights are drawn once, below
+        network = torchvision.models.get_model(name, num_classes=classes, dropout=dropout)
+        network.features[0] = nn.Conv2d(channels, 64, 3, padding=1)
+        network.classifier[0] = nn.Linear(512 * side * side, _HIDDEN)
     network.avgpool = nn.AdaptiveAvgPool2d(side)
-    network.classifier[0] = nn.Linear(512 * side * side, _HIDDEN)
-    nn.init.normal_(network.classifier[0].weight, std=0.01)  # torchvision's
-    nn.init.zeros_(network.classifier[0].bias)
-    return cast(nn.Module, network)
+    network.to_empty(device=torch.get_default_device())
+    return cast(nn.Module, network.apply(_first_weights))
+
+
+def _first_weights(layer: nn.Module) -> None:
+    """As torchvision draws them."""
+    if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.zeros_(layer.bias)
+    elif isinstance(layer, nn.BatchNorm2d):
+        layer.reset_parameters()
+    elif isinstance(layer, nn.Conv2d):
+        fan_out(layer)
 
 
 def build_cifar(

@@ -52,7 +52,7 @@ def total_steps(recipe: Recipe, plan: Plan) -> int:
 
 
 def remarks(recipe: Recipe, plan: Plan) -> list[str]:
-    """What of its schedule a run is too short for."""
+    """What of its schedule a run is too short for, and of its batch the data too few."""
     schedule, epochs = recipe.schedule, total_steps(recipe, plan) / plan.steps
     late = [epoch for epoch in schedule.milestones if epoch >= epochs]
     said = []
@@ -62,7 +62,12 @@ def remarks(recipe: Recipe, plan: Plan) -> list[str]:
         said.append(f"never reached: milestones = {late}")
     if schedule.name in ("step", "sgdr") and schedule.period_epochs >= epochs:
         said.append(f"the first period does not end: period_epochs = {schedule.period_epochs:g}")
-    return [f"at the end of {epochs:.4g} epochs {line}" for line in said]
+    found = [f"at the end of {epochs:.4g} epochs {line}" for line in said]
+    if recipe.batch_size > plan.batch:
+        found.append(
+            f"batches are of all {plan.batch} samples of train: batch_size = {recipe.batch_size}"
+        )
+    return found
 
 
 def make_augmenter(
