@@ -62,15 +62,17 @@ class Splitter:
 
     def dequantise(self, planes: Planes) -> Values:
         """Grey levels of quantised planes: step·q + offset, (N, channels, h, w)."""
-        scaled = planes * self.steps.astype(np.float32)[:, None, None, None]
-        return np.asarray(scaled + self.offsets.astype(np.float32)[:, :, None, None])
+        values = planes.astype(np.float32)
+        values *= self.steps.astype(np.float32)[:, None, None, None]
+        values += self.offsets.astype(np.float32)[:, :, None, None]
+        return values
 
     def rebuild(self, planes: Planes) -> Pixels:
         """The image (H, W, channels) uint8 that `planes` (N, channels, h, w) hold."""
         values = self.dequantise(planes).reshape(self.prep.splits, -1)
         rotated = (self._matrix32.T @ values).reshape(*planes.shape[:2], -1)
         phases = (self._colour32.T @ rotated).reshape(planes.shape)
-        pixels = np.clip(np.rint(phases), 0, 255).astype(np.uint8)
+        pixels = np.rint(phases, out=phases).clip(0, 255, out=phases).astype(np.uint8)
         return _merge(pixels, self.prep.p, self.prep.layout)
 
 
