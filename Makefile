@@ -31,6 +31,8 @@ bench: setup
 	$(BIN)/python benchmarks/prepare.py $(SOURCE)
 	$(BIN)/python benchmarks/loader.py $(SOURCE)
 	$(BIN)/python benchmarks/against_ffcv.py $(SOURCE)
+	$(BIN)/pip install --quiet --target .venv/stock-pillow --no-deps pillow==12.1.1
+	$(BIN)/python benchmarks/against_ffcv.py $(SOURCE) --decoder torchvision --pillow .venv/stock-pillow
 	$(BIN)/python benchmarks/published_way.py $(SOURCE)
 	$(BIN)/python benchmarks/open.py
 
