@@ -4,10 +4,12 @@ import json
 import math
 import os
 import platform
+import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,35 @@ def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def taking_turns(commands: list[list[str]], turns: list[float]) -> list[float]:
+    """Seconds that each command takes, while they run in turns, `turns` seconds each, and are
+    stopped in between. SystemExit if one fails.
+    """
+    running = [subprocess.Popen(command, start_new_session=True) for command in commands]
+    took = [0.0] * len(running)
+    try:
+        for process in running:
+            os.killpg(process.pid, signal.SIGSTOP)
+        while any(process.returncode is None for process in running):
+            for i, process in enumerate(running):
+                if process.returncode is None:
+                    os.killpg(process.pid, signal.SIGCONT)
+                    start = time.perf_counter()
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(turns[i])
+                    took[i] += time.perf_counter() - start
+                    if process.returncode is None:
+                        os.killpg(process.pid, signal.SIGSTOP)
+                    elif process.returncode:
+                        raise SystemExit(f"{' '.join(commands[i])} failed")
+    finally:
+        for process in running:
+            if process.returncode is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return took
 
 
 def settled_seconds(work: Callable[[], object]) -> float:

@@ -2,25 +2,31 @@
 
     python benchmarks/prepare.py SOURCE [--copies 40] [--runs 3]
 
-The images of SOURCE are linked COPIES times, so that start-up counts for little. Each figure is
-images/s of the whole command; ratios are medians of pairs measured one after the other. What two
-processes that do nothing but decode and resize reach against one is what the machine allows.
+The images of SOURCE are linked COPIES times, so that start-up counts for little. The four take
+turns of a few seconds, each stopped meanwhile, so that all meet the same machine, whatever else it
+does. Figures are images/s of the whole command over the time of its own turns; ratios are medians
+over RUNS. What two processes that do nothing but decode and resize reach against one is what the
+machine allows.
 """
 
 import argparse
+import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from common import images, linked, prepare_quietly, report, seconds
+from common import images, linked, prepare_quietly, report, taking_turns
 
 from pipeline.options import Preparation, preparation
 from pipeline.planes.imaging import load
 
 SPLITS = 36
+TURNS = {("prepare", 2): 5.0, ("floor", 2): 3.0, ("prepare", 1): 10.0, ("floor", 1): 6.0}  # s
+Rates = list[float]
 
 
 def decode_and_resize(paths: list[Path], prep: Preparation) -> int:
@@ -30,8 +36,9 @@ def decode_and_resize(paths: list[Path], prep: Preparation) -> int:
     return len(paths)
 
 
-def floor(paths: list[Path], prep: Preparation, workers: int) -> None:
+def floor(source: Path, prep: Preparation, workers: int) -> None:
     """decode_and_resize by `workers` processes."""
+    paths = images(source)
     parts = [paths[i::workers] for i in range(workers)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         list(pool.map(decode_and_resize, parts, [prep] * workers))
@@ -43,28 +50,36 @@ def run(source: Path, prep: Preparation, workers: int) -> None:
         prepare_quietly(prep, source, Path(out), workers)
 
 
+def all_four(source: Path, count: int) -> Rates:
+    """Images/s of each of TURNS."""
+    base = [sys.executable, __file__, str(source)]
+    commands = [[*base, "--only", what, "--workers", str(n)] for what, n in TURNS]
+    os.sync()
+    return [count / took for took in taking_turns(commands, list(TURNS.values()))]
+
+
 def main() -> None:
-    """Pairs of runs, then ratios."""
+    """Runs of all four, then ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("--copies", type=int, default=40)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", choices=["prepare", "floor"], help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     prep = preparation("photos", SPLITS, size=336)
+    if args.only:
+        {"prepare": run, "floor": floor}[args.only](args.source, prep, args.workers)
+        return
     with linked(args.source, args.copies) as source:
-        paths = images(source)
-        rates = [
-            [len(paths) / seconds(work) for work in (
-                lambda: run(source, prep, 2), lambda: floor(paths, prep, 2),
-                lambda: run(source, prep, 1), lambda: floor(paths, prep, 1))]
-            for _ in range(args.runs)
-        ]  # fmt: skip
+        count = len(images(source))
+        rates = [all_four(source, count) for _ in range(args.runs)]
 
     def median(figure: Callable[[float, float, float, float], float]) -> float:
         return statistics.median(figure(*row) for row in rates)
 
     report(
-        "prepare", images=len(paths), splits=SPLITS,
+        "prepare", images=count, runs=args.runs, splits=SPLITS,
         images_per_s=round(median(lambda two, *_: two)),
         decode_resize_images_per_s=round(median(lambda two, bare, *_: bare)),
         share_of_decode_resize=round(median(lambda two, bare, *_: two / bare), 3),
