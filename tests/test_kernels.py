@@ -1,5 +1,8 @@
 """Every kernel against its slow, obvious twin: SciPy's DCT and NumPy slicing."""
 
+import sys
+
+import numba
 import numpy as np
 import pytest
 import zstandard
@@ -298,3 +301,21 @@ def test_payloads_lie_plane_by_plane_and_leave_memory_that_is_too_small(room: in
         assert (payloads.ends == 1200).all()
         assert (payloads.rows[:, :1200] == np.hstack(list(samples))).all()
         assert payloads.lent == (room == 5000) == bool(lent.any())
+
+
+def test_no_kernel_takes_the_type_that_ffcv_alters() -> None:
+    """`ffcv.memory_managers.os_cache` sets `mutable` of numba's one object for (n,) uint8."""
+    seen = 0
+    for channels in (1, 3):
+        splitter = splitter_for(2, 8, "dct", "phase", channels)
+        split(splitter, image_of("noise", 8, channels))
+    for module in [m for name, m in sys.modules.items() if ".planes.kernels." in name]:
+        for kernel in [k for k in vars(module).values() if hasattr(k, "overloads")]:
+            for signature in kernel.overloads:
+                seen += 1
+                arrays = [kind for kind in signature if isinstance(kind, numba.types.Array)]
+                refused = [
+                    a for a in arrays if (a.dtype, a.ndim, a.layout) == (numba.uint8, 1, "C")
+                ]
+                assert not refused, kernel
+    assert seen > 8

@@ -20,7 +20,7 @@ def gather(image: Any, columns: Any, block: bool, rows: Any, values: Any) -> Non
     h, width = image.shape[0] // p, image.shape[1]
     for r in range(p):
         for y in range(h):
-            pixels = image[r * h + y if block else y * p + r].reshape(-1)
+            pixels = image[r * h + y if block else y * p + r]
             start, end = y * width, (y + 1) * width
             if rows.shape[0] == 1:
                 centre(pixels, rows[0, r, start:end])
@@ -37,20 +37,22 @@ def gather(image: Any, columns: Any, block: bool, rows: Any, values: Any) -> Non
 
 @kernel
 def centre(grey: Any, out: Any) -> None:
-    """Doubled and centred on mid grey: 2x−255. grey: (W,) uint8, out: (W,) int16."""
+    """Doubled and centred on mid grey: 2x−255. grey: (W, 1) uint8, out: (W,) int16."""
+    values = grey.reshape(-1)
     for x in range(out.size):
-        out[x] = np.int16(2 * np.int32(grey[x]) - 255)
+        out[x] = np.int16(2 * np.int32(values[x]) - 255)
 
 
 @kernel
 def rotate(rgb: Any, first: Any, second: Any, third: Any) -> None:
     """Doubled and centred on mid grey: 2R+2G+2B−765, 2R−2B, 2R−4G+2B.
 
-    rgb: (3·W,) uint8; first, second, third: (W,) int16, contiguous, or this takes twice as long.
+    rgb: (W, 3) uint8; first, second, third: (W,) int16, contiguous, or this takes twice as long.
     """
+    flat = rgb.reshape(-1)
     for x in range(first.size):
-        red, green = np.int32(rgb[3 * x]), np.int32(rgb[3 * x + 1])
-        blue = np.int32(rgb[3 * x + 2])
+        red, green = np.int32(flat[3 * x]), np.int32(flat[3 * x + 1])
+        blue = np.int32(flat[3 * x + 2])
         first[x] = np.int16(2 * (red + green + blue) - 765)
         second[x] = np.int16(2 * (red - blue))
         third[x] = np.int16(2 * (red - 2 * green + blue))

@@ -28,6 +28,10 @@ _SOURCES = _sources()
 
 
 def kernel(function: F) -> F:
-    """Compile on first call, keep on disk, release the GIL."""
+    """Compile on first call, keep on disk, release the GIL.
+
+    No kernel takes a contiguous (n,) uint8 array: FFCV's loaders alter numba's own object for that
+    type, and what is known of a kernel by it is not found again.
+    """
     function.__qualname__ = f"{function.__qualname__}_{_SOURCES}"  # names the file on disk
     return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
