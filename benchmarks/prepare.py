@@ -26,7 +26,6 @@ from pipeline.planes.imaging import load
 
 SPLITS = 36
 TURNS = {("prepare", 2): 5.0, ("floor", 2): 3.0, ("prepare", 1): 10.0, ("floor", 1): 6.0}  # s
-Rates = list[float]
 
 
 def decode_and_resize(paths: list[Path], prep: Preparation) -> int:
@@ -50,7 +49,7 @@ def run(source: Path, prep: Preparation, workers: int) -> None:
         prepare_quietly(prep, source, Path(out), workers)
 
 
-def all_four(source: Path, count: int) -> Rates:
+def all_four(source: Path, count: int) -> list[float]:
     """Images/s of each of TURNS."""
     base = [sys.executable, __file__, str(source)]
     commands = [[*base, "--only", what, "--workers", str(n)] for what, n in TURNS]

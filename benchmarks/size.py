@@ -44,9 +44,8 @@ def measure(paths: list[Path], p: int, transform: str, step: float) -> tuple[flo
         squares += float((error * error).sum())
         values += error.size
         encode(planes, payloads)
-    return 10 * math.log10(255**2 * values / squares), int(payloads.ends.sum()) / len(
-        paths
-    ) / prep.splits
+    payload_bytes = int(payloads.ends.sum())
+    return 10 * math.log10(255**2 * values / squares), payload_bytes / len(paths) / prep.splits
 
 
 def best(task: tuple[list[Path], int, str]) -> dict[str, object]:

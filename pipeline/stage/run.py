@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -112,8 +113,8 @@ class Run:
                 pool.dismiss()
             self._refuse_nothing_written()
             commits.last()
-            with ThreadPoolExecutor(WRITING_THREADS) as threads:
-                written = threads.map(BetonWriter.finish, chain(*writers.values()))
+            with _mapping(WRITING_THREADS) as each_shard:
+                written = list(each_shard(BetonWriter.finish, chain(*writers.values())))
             names = [
                 manifest.shard_name(split, k)
                 for split, row in writers.items()
@@ -284,7 +285,7 @@ def _sync(writers: Writers, outcomes: Outcomes) -> None:
 
 
 @contextmanager
-def _mapping(threads: int) -> Iterator[Callable[..., Iterable[None]]]:
+def _mapping(threads: int) -> Iterator[Callable[..., Iterable[Any]]]:
     """A `map` that uses so many threads; with less than two, none."""
     if threads < 2:
         yield map

@@ -5,6 +5,7 @@ there, only sizes and sums are pickled.
 """
 
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from multiprocessing.connection import Connection
@@ -200,7 +201,8 @@ def work(
     """
     threadpoolctl.threadpool_limits(1)  # workers are the parallelism; BLAS threads would fight
     processor = Processor(prep, Reader(root, containers))
-    processor.warm_up()
+    with suppress(Exception):  # the first task meets the same, and reports it
+        processor.warm_up()
     slots = memory.open()
     while True:
         try:
