@@ -5,6 +5,7 @@ one that was never interrupted.
 """
 
 import hashlib
+import mmap
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,7 @@ class BetonWriter:
         self._samples, self._payload_bytes, self._at = mark.samples, mark.payload_bytes, mark.at
         self._page_digests = [bytes.fromhex(digest) for digest in mark.pages]
         self._marked = len(self._page_digests)
+        self._marked_at = self._forgotten = self._at
         self._buffer, self._filled, self._metadata = bytearray(_BUFFER), 0, bytearray()
         self._fds = [_open(path, mark.samples > 0) for path in (self._partial, self._sizes) if path]
         self._page, self._rows, self._table = (hashlib.sha256() for _ in range(3))
@@ -124,6 +126,7 @@ class BetonWriter:
         self._flush()
         self._flush_metadata()
         new, self._marked = self._page_digests[self._marked :], len(self._page_digests)
+        self._marked_at = self._at
         return Mark(
             self._samples,
             self._payload_bytes,
@@ -135,12 +138,17 @@ class BetonWriter:
         )
 
     def sync(self) -> None:
-        """Until what was marked is on the disk; then let the system forget it, as it is not read
-        again soon: new pages for what follows cost more than writing to them.
+        """Until what was marked is on the disk; then let the system forget the payloads, as they
+        are not read again soon: new pages for what follows cost more than writing to them. All but
+        the last, partial page, which would be read back for what follows.
         """
         for fd in self._fds:
             os.fdatasync(fd)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        end = self._marked_at // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > self._forgotten:
+            length = end - self._forgotten
+            os.posix_fadvise(self._fds[0], self._forgotten, length, os.POSIX_FADV_DONTNEED)
+            self._forgotten = end
 
     def finish(self) -> Written:
         """Write tables and header; the file is whole then, under its partial name."""

@@ -15,7 +15,7 @@ from pipeline.sources.index import Index, Place
 from pipeline.sources.reading import Feeder
 from pipeline.stage.worker import Task
 
-CHUNK_BYTES = 32 << 20  # of pixels that one task decodes
+CHUNK_BYTES = 64 << 20  # of pixels that one task decodes
 CHUNK_IMAGES = 256
 PROBED = 64
 PSNR_IMAGES = 200  # about so many, spread over the index, measure the quality
