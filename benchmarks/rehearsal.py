@@ -134,15 +134,16 @@ def watch(
     return looks, run.returncode
 
 
-def blow_up(work: Path, rows: int) -> None:
+def blow_up(work: Path, source: Path, rows: int) -> None:
     """Repeat the rows of an index until there are so many."""
-    content = json.loads((work / "index.json").read_text())
+    index = Index.load(work, source)
+    assert index is not None, "watched until it was there"
     whole = pa.Table.from_batches(list(RowReader(Index.path(work)).batches())).combine_chunks()
     (batch,) = whole.to_batches()
     writer, done = RowWriter(work / "larger.arrow"), 0
     times = -(-(1 << 16) // len(batch))
     large = pa.Table.from_batches([batch] * times).combine_chunks().to_batches()[0]
-    counts = dict.fromkeys(content["counts"], 0)
+    counts = dict.fromkeys(index.summary.counts, 0)
     while done < rows:
         part = large.slice(0, rows - done)
         writer.write(part)
@@ -151,7 +152,8 @@ def blow_up(work: Path, rows: int) -> None:
             counts[list(counts)[code]] += count
     writer.close()
     (work / "larger.arrow").replace(Index.path(work))
-    (work / "index.json").write_text(json.dumps({**content, "counts": counts, "rows": rows}))
+    index.summary.counts, index.summary.rows = counts, rows
+    index.save()
 
 
 def invented(source: Path, out: Path, rows: int, seconds: float) -> dict[str, Any]:
@@ -170,8 +172,10 @@ def invented(source: Path, out: Path, rows: int, seconds: float) -> dict[str, An
     for path in directory.rglob("*"):
         if path.name in ("commits.jsonl", "outcomes"):
             path.unlink()
-    blow_up(directory / "journal", rows)
-    looks, _ = watch(words, directory, seconds)
+    blow_up(directory / "journal", source, rows)
+    looks, status = watch(words, directory, seconds)
+    if not looks[-1][1]:
+        raise SystemExit(f"prepare ended with {status} before the first rows")
     return {"rows": rows, "rows_done": looks[-1][1], **_figures(looks)}
 
 

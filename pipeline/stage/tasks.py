@@ -19,7 +19,7 @@ CHUNK_BYTES = 64 << 20  # of pixels that one task decodes
 CHUNK_IMAGES = 256
 PROBED = 64
 PSNR_IMAGES = 200  # about so many, spread over the index, measure the quality
-_AHEAD = 8  # tasks that are read before a worker asks for them
+_AHEAD = 4  # tasks that are read before a worker asks for them
 
 
 @dataclass(frozen=True)
