@@ -6,8 +6,11 @@ import resource
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -185,14 +188,56 @@ def test_the_journal_drops_what_a_crash_cut_off(tmp_path: Path) -> None:
         path.write_bytes(content[:end])
         journal = Journal(path)
         whole = content[:end].count(b"\n")
-        assert journal.read() == records[:whole]
+        assert list(journal.read()) == records[:whole]
         journal.append({"again": 1})
-        assert journal.read() == [*records[:whole], {"again": 1}]
+        assert list(journal.read()) == [*records[:whole], {"again": 1}]
         journal.close()
     path.write_bytes(content[:30] + bytes(10) + content[40:])
     journal = Journal(path)
-    assert len(journal.read()) < 5
+    assert len(list(journal.read())) < 5
     journal.close()
+
+
+def test_a_long_journal_is_not_read_into_memory(tmp_path: Path) -> None:
+    """A run of a day leaves 80,000 records of 50 kB."""
+    with closing(Journal(tmp_path / "journal")) as journal:
+        for i in range(200):
+            journal.append({"n": i, "text": "x" * 50_000})
+        tracemalloc.start()
+        assert [record["n"] for record in journal.read()] == list(range(200))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 2_000_000
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_cut_off_while_a_repacked_source_is_indexed_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """The same images at other places in a tar: where they lie is looked up anew, at any moment."""
+    root, out = tmp_path / "tars", tmp_path / "out"
+    root.mkdir()
+    pack(root, source, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_sync", _cut)
+        with pytest.raises(Cut):
+            spectral_here(*small(root, out))
+    pack(root, source, "a_longer_name")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", _nth(Path.replace, n))
+        with pytest.raises(Cut):
+            spectral_here(*small(root, out))
+    done = spectral_here(*small(root, out))
+    assert done.returncode == 0, done.stderr
+    assert spectral_here(*small(root, tmp_path / "at once")).returncode == 0
+    assert files_of(out) == files_of(tmp_path / "at once")
+
+
+def pack(root: Path, source: Path, folder: str) -> None:
+    """A tar for each class of the train split; its images in `folder`."""
+    for path in (source / "train").iterdir():
+        with tarfile.open(root / f"{path.name}.tar", "w") as tar:
+            tar.add(path, folder)
 
 
 def test_other_options_than_those_that_it_was_begun_with_are_refused(

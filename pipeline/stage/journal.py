@@ -7,6 +7,7 @@ fails its checksum and is dropped with all behind it.
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,18 @@ class Journal:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
-    def read(self) -> list[Record]:
-        """All whole records; what lies behind them is cut off."""
+    def read(self) -> Iterator[Record]:
+        """All whole records, one at a time: a run of days has gigabytes of them. Once all are
+        read, what lies behind them is cut off.
+        """
+        end = 0
         with self.path.open("rb") as file:
-            lines = file.readlines()
-        records, end = [], 0
-        for line in lines:
-            if (record := _parse(line)) is None:
-                break
-            records.append(record)
-            end += len(line)
+            for line in file:
+                if (record := _parse(line)) is None:
+                    break
+                yield record
+                end += len(line)
         os.ftruncate(self._fd, end)
-        return records
 
     def append(self, record: Record) -> None:
         """Add a record; it is on the disk when this returns."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline import __version__
 from pipeline.catalogue import catalogue
 from pipeline.errors import ConfigError, DamagedError
+from pipeline.files import sync_directory
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
 from pipeline.options import Preparation
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 GOOD_DB = 40.0
 MUCH_CLIPPED = 0.001
+_AGAIN = "again"  # in the journal: a second index, while a source is looked at anew
 
 ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
 
@@ -101,11 +103,12 @@ def _write(
 def _journalled(prep: Preparation, source: Source, directory: Path, progress: ProgressBar) -> Index:
     """The index that an interrupted run was working on, or a new one."""
     folder = directory / JOURNAL
+    _adopt(folder)
     header = {"preparation": asdict(prep), "source": str(source.root.resolve()),
               "layout": source.layout, "versions": _versions()}  # fmt: skip
     if (index := Index.load(folder, source.root)) is not None:
         with closing(Journal(folder / "header")) as journal:
-            records = journal.read()
+            records = list(journal.read())
         if not records:
             raise DamagedError(f"{folder / 'header'} is damaged: start over with --overwrite")
         if changes := difference(records[0], header):
@@ -140,20 +143,32 @@ def _unchanged(
     """The index, if the source is still what it was when it was indexed."""
     if not changed_places(source.root, index.summary.origin):
         return index
-    again = directory / JOURNAL / "again"
-    with _fresh(again):
-        now = scan(prep, source, again, progress)
-        if now.summary.fingerprint != index.summary.fingerprint:
-            raise ConfigError(
-                f"{source.root} has changed since {directory} was begun from it: "
-                f"{_counted(index.summary.counts, now.summary.counts)}. Restore it to go on, or "
-                "--overwrite to start over"
-            )
-        for path in again.iterdir():
-            path.replace(directory / JOURNAL / path.name)
-    now.folder = directory / JOURNAL
+    folder = directory / JOURNAL
+    again = folder / _AGAIN
+    shutil.rmtree(again, ignore_errors=True)
+    again.mkdir()
+    now = scan(prep, source, again, progress)
+    if now.summary.fingerprint != index.summary.fingerprint:
+        raise ConfigError(
+            f"{source.root} has changed since {directory} was begun from it: "
+            f"{_counted(index.summary.counts, now.summary.counts)}. Restore it to go on, or "
+            "--overwrite to start over"
+        )
     now.save()
+    _adopt(folder)
+    now.folder = folder
     return now
+
+
+def _adopt(folder: Path) -> None:
+    """Let the index in `folder`/again, once it has been saved, take the place of that in `folder`;
+    whoever is killed meanwhile goes on here. Its summary comes last: until then it is whole.
+    """
+    again = folder / _AGAIN
+    if (again / "index.json").exists():
+        for path in sorted(again.iterdir(), key=lambda path: path.name == "index.json"):
+            path.replace(folder / path.name)
+        sync_directory(folder)
 
 
 def _counted(then: dict[str, int], now: dict[str, int]) -> str:

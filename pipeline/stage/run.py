@@ -87,7 +87,9 @@ class Run:
         for split, marks in record["marks"].items():
             known = self._marks.setdefault(split, [Mark() for _ in range(self.prep.splits)])
             for k, content in enumerate(marks):
-                known[k] = Mark(**{**content, "pages": known[k].pages + content["pages"]})
+                pages = known[k].pages
+                pages.extend(content["pages"])
+                known[k] = Mark(**{**content, "pages": pages})
 
     def _splits(self) -> list[str]:
         return [split for split in SPLITS if self.index.summary.counts[split]]
