@@ -323,6 +323,19 @@ def test_webdataset_folders_of_splits_and_a_test_split(
     assert "test split is left out" in caplog.text
 
 
+def test_webdataset_says_what_it_leaves_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "wds"
+    for path in ("train-0.tar", "train/1.tar", "more/2.tar"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(shard({"k": 1})[0])
+    (root / "train" / "3.tar.part").write_bytes(b"")
+    found = listed(root, tmp_path / "scan")
+    assert len(found.images) == 2
+    assert "no shards: train/3.tar.part, more" in caplog.text
+
+
 def test_webdataset_without_splits_is_all_train(tmp_path: Path) -> None:
     root = tmp_path / "wds"
     root.mkdir()
@@ -346,6 +359,7 @@ def test_webdataset_without_splits_is_all_train(tmp_path: Path) -> None:
         ({"k.jpg": b"1", "k.json": b"{"}, "no JSON"),
         ({"k.jpg": b"1", "k.png": b"1", "k.cls": b"1"}, "two images of the key k"),
         ({"readme.txt": b"1"}, "no samples"),
+        ({"k.v2.jpg": b"1", "k.v2.cls": b"1"}, "the key k has no image"),
     ],
 )
 def test_webdataset_names_key_and_shard(tmp_path: Path, files: Files, expected: str) -> None:

@@ -143,6 +143,13 @@ def test_missing_files_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "3 of 5 files of train are missing: 00001, 00003, 00004" in caplog.text
 
 
+def test_files_of_no_split_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("train-0", "extra-0"):
+        write(tmp_path / "a" / f"{name}.parquet", [0, 1])
+    assert len(listing(tmp_path / "a", tmp_path / "index").rows) == 2
+    assert "left out, as no split is in the name: extra-0.parquet" in caplog.text
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_row_without_an_image_has_no_bytes(plain: bool, tmp_path: Path) -> None:
     """So that it is found by content, as an empty file is."""

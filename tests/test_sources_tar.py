@@ -242,6 +242,29 @@ def test_an_inner_tar_cut_before_it_was_packed(tmp_path: Path) -> None:
     assert f"n02.tar is cut short at byte {512 + len(cut):,}" in message
 
 
+@pytest.mark.parametrize("hole", ["header", "rest", "joined", "padding"])
+def test_zeros_are_the_end_only_if_nothing_follows(tmp_path: Path, hole: str) -> None:
+    """A download that lacks a piece has zeros there, which tarfile takes for the end."""
+    content = bytearray(packed(dict(zip(["a.JPEG", "b.JPEG", "c.JPEG"], jpegs(3), strict=True))))
+    at = next(i for i in range(512, len(content), 512) if content[i : i + 6] == b"b.JPEG")
+    if hole == "header":
+        content[at : at + 512] = bytes(512)
+    elif hole == "rest":
+        content[at:] = bytes(3 << 20)
+    else:
+        content += packed({"d.JPEG": jpegs(1)[0]}) if hole == "joined" else bytes(1 << 19)
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes" / "n01.tar").write_bytes(content)
+    (tmp_path / "all.tar").write_bytes(packed({"n01.tar": bytes(content)}))
+    for i, root in enumerate((tmp_path / "classes", tmp_path / "all.tar")):
+        if hole == "padding":
+            assert len(listed(root, tmp_path / str(i)).images) == 3
+        else:
+            message = refused(root, tmp_path / str(i))
+            assert "n01.tar is damaged: zeros at byte" in message
+            assert "goes on behind them" in message
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_damaged_header_in_the_middle_is_not_the_end(tmp_path: Path, whole: bool) -> None:
     """tarfile by itself would list the first image and be content."""

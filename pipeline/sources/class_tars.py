@@ -30,6 +30,7 @@ class ClassTars(Source):
     def scan(self, scan: Scan) -> None:
         """Sorted by class; within a class as packed."""
         tars = tars_in(self.root)
+        taken = {path.name for path in tars}
         _say_left_out(
             str(self.root),
             sorted(
@@ -37,7 +38,7 @@ class ClassTars(Source):
                 for entry in os.scandir(self.root)
                 if not entry.name.startswith(".")
                 and entry.name not in FILES
-                and self.root / entry.name not in tars
+                and entry.name not in taken
             ),
         )
         scan.saw(self.root)

@@ -51,6 +51,9 @@ class Parquet(Source):
         """In the order of the numbers in file names. Labels are those of the label column."""
         folder = only(self.root, _folders(self.root))
         scan.saw(folder)
+        other = [path.name for path in folder.glob("*.parquet") if not _NAME.fullmatch(path.name)]
+        if other:
+            log.warning("%s: left out, as no split is in the name: %s", folder, some(sorted(other)))
         parts = _split_of_test(_parts(folder))
         _warn_of_missing(parts)
         if not any(part.split == "train" for part in parts):

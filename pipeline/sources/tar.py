@@ -22,6 +22,7 @@ from pipeline.sources.gzipped import DamagedGzipError, Gunzip, is_gzip
 Image = tuple[str, str, int, int]  # name, member, offset, size: as Scan.add_class takes them
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_HEADER = 1 << 24  # bytes; more than any name or pax record takes
+_MOST_PADDING = 1 << 20  # bytes of zeros that end an archive; usual are 1 to 10 kB
 
 
 class Stream(Protocol):
@@ -111,6 +112,22 @@ def walk(stream: Stream, where: str, start: int = 0, size: int | None = None) ->
         raise _trouble(window, where, end, str(error)) from error
     if len(window.last) < _BLOCK or window.last.strip(b"\0"):  # these zeros end an archive
         raise _trouble(window, where, end, "no header of a file where the next one should be")
+    _refuse_more(window, where)
+
+
+def _refuse_more(window: _Window, where: str) -> None:
+    """SourceError if zeros are not the end: a hole, as of a download that lacks a piece, looks
+    like the end of an archive, too.
+    """
+    at = window.last_at
+    padding = len(window.last)
+    while piece := window.read(_MOST_PADDING):
+        padding += len(piece)
+        if piece.count(0) < len(piece) or padding > _MOST_PADDING:
+            raise SourceError(
+                f"{where} is damaged: zeros at byte {at:,} end it, but it goes on behind them; "
+                "download it again, or if it was joined of several tars, pack it anew"
+            )
 
 
 def _hidden(name: str) -> bool:

@@ -50,8 +50,8 @@ class WebDataset(Source):
         """Train, then val; shards by their numbers; samples as packed."""
         for folder in (self.root, *subfolders(self.root)):
             scan.saw(folder)
-        if other := [p.name for p in visible_files(self.root) if p not in _shards(self.root)]:
-            log.warning("%s: left out, as they are no tars: %s", self.root, some(other))
+        if other := _left_out(self.root):
+            log.warning("%s: left out, as they are no shards: %s", self.root, some(other))
         counts: Counter[int] = Counter()
         for split, shards in _by_split(self.root).items():
             for shard in shards:
@@ -64,6 +64,16 @@ def _shards(root: Path) -> list[Path]:
     folders = [f for f in subfolders(root) if _SPLIT.fullmatch(f.name.lower())]
     found = [path for folder in (root, *folders) for path in tars_in(folder)]
     return sorted(found, key=lambda path: natural(str(path)))
+
+
+def _left_out(root: Path) -> list[str]:
+    """Files, and folders that hold tars, which no shard comes from."""
+    shards = set(_shards(root))
+    folders = {shard.parent for shard in shards} | {root}
+    files = [path for folder in sorted(folders) for path in visible_files(folder)]
+    other = [path for path in files if path not in shards]
+    other += [path for path in subfolders(root) if path not in folders and tars_in(path)]
+    return [os.path.relpath(path, root) for path in other]
 
 
 def _by_split(root: Path) -> dict[str, list[Path]]:
@@ -116,6 +126,8 @@ def _take(member: Member, samples: dict[str, Sample], descriptor: int, shard: Pa
     """Put a file to its sample; suffixes that are neither image nor label are passed over."""
     key, suffix = _parts(member.name)
     if suffix not in IMAGES and suffix not in LABELS:
+        if suffix.rpartition(".")[2] in (*IMAGES, *LABELS):  # `a.seg.png` is of `a`, which must be
+            samples.setdefault(key, Sample())
         return
     sample = samples.setdefault(key, Sample())
     if suffix in IMAGES:
@@ -150,7 +162,10 @@ _EXPECTED = {"cls": "whole number", "json": "JSON"}
 
 def _complete(key: str, sample: Sample, shard: Path) -> tuple[Member, int]:
     if sample.image is None:
-        raise SourceError(f"{shard}: the key {key} has no image ({', '.join(IMAGES)})")
+        raise SourceError(
+            f"{shard}: the key {key} has no image ({', '.join(IMAGES)}); a key ends at the first "
+            "dot of a name"
+        )
     if sample.label is None:
         raise SourceError(
             f"{shard}: the key {key} has no label: expected {key}.cls with a number, or "
