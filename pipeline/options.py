@@ -13,6 +13,7 @@ CODECS = ("zstd", "raw", "jpeg")
 RESIZES = ("squash", "crop", "shortest")
 DEFAULT_CALIB = 0.02
 MIN_STEP, MAX_STEP = 0.01, 255
+MOST_BYTES = 1 << 23  # of a stored plane or image before it is coded: FFCV reads such pages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,13 @@ def _check_splits(prep: Preparation) -> None:
         raise ConfigError(
             f"--size {prep.size} is not divisible by {p} (--splits {splits} cuts each side "
             f"into {p} phases); use {near}"
+        )
+    plane = prep.channels * (prep.size // p) ** 2
+    if prep.codec != "jpeg" and plane > MOST_BYTES:
+        what = "a plane" if splits > 1 else "an image"
+        raise ConfigError(
+            f"--size {prep.size}: {plane:,} bytes of {what}, more than the {MOST_BYTES:,} of a "
+            "page: use a smaller size, or more --splits"
         )
     if splits > 1 and prep.codec == "jpeg":
         raise ConfigError("--codec jpeg stores whole images: use it with --splits 1")

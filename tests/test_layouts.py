@@ -15,6 +15,8 @@ import pytest
 from pipeline.format import manifest
 from pipeline.stage import commits, tasks
 from pipeline.stage.journal import Journal
+from pipeline.stage.pool import Pool
+from pipeline.stage.worker import Task
 from tests.conftest import photograph, spectral_here
 from tests.test_prepare import files_of
 from tests.test_restart import Cut
@@ -178,6 +180,27 @@ def test_the_same_images_from_layouts_with_ids_of_their_own(
     plain = prepared(root, tmp_path / "plain", "--calib", 0)
     found = prepared(build(tmp_path / "source", train, val), tmp_path / "out", "--calib", 0)
     assert shards_of(found) == shards_of(plain)
+
+
+@pytest.mark.parametrize("build", [whole_tar, parquet])
+def test_what_the_parent_reads_ahead_is_bounded_in_bytes(
+    tmp_path: Path, train: Photos, val: Photos, monkeypatch: pytest.MonkeyPatch,
+    build: Callable[[Path, Photos, Photos], Path],
+) -> None:  # fmt: skip
+    """However large the images of a source are; where tasks end changes no byte."""
+    source = build(tmp_path / "source", train, val)
+    whole = prepared(source, tmp_path / "whole")
+    fed, feed = [], Pool._feed
+
+    def noted(pool: Pool, task: Task, slot: int) -> None:
+        fed.append([len(data) for data in task.data or []])
+        feed(pool, task, slot)
+
+    monkeypatch.setattr(Pool, "_feed", noted)
+    monkeypatch.setattr(tasks, "slot_bytes", lambda prep, images: 20_000)
+    assert files_of(prepared(source, tmp_path / "bounded")) == files_of(whole)
+    assert max(map(sum, fed)) < 20_000
+    assert max(map(len, fed)) > 1
 
 
 @pytest.mark.parametrize("build", [whole_tar, parquet, ilsvrc])

@@ -72,6 +72,12 @@ def test_sizes_are_the_papers() -> None:
         (4, {"size": 32, "limit": 0}, "--limit 0"),
         (4, {"size": 32, "channels": 2}, "--channels 2"),
         (4, {"size": 32, "resize": "shortest"}, "--splits 1 --codec jpeg"),
+        (
+            1,
+            {"size": 2048, "codec": "raw"},
+            "12,582,912 bytes of an image, more than the 8,388,608",
+        ),
+        (4, {"size": 4096}, "12,582,912 bytes of a plane"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_way_out(

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError
-from pipeline.options import Preparation
+from pipeline.options import MOST_BYTES, Preparation
 
 VERSION = 2
-PAGE = 1 << 23  # bytes; no sample straddles a page, FFCV's process cache reads page-wise
+PAGE = MOST_BYTES  # no sample straddles a page, FFCV's process cache reads page-wise
 PARTIAL = ".partial"
 
 HEADER = np.dtype(

@@ -13,6 +13,8 @@ import zstandard
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.errors import BadImageError
+from pipeline.format.beton import PAGE
 from pipeline.options import Preparation
 
 Bytes = NDArray[np.uint8]
@@ -134,11 +136,16 @@ def _raw_image(image: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) 
 
 
 def _jpeg(image: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
-    """Quality 90 with 4:2:0 colour, as FFCV writes; up to 64 px 95 with 4:4:4."""
+    """Quality 90 with 4:2:0 colour, as FFCV writes; up to 64 px 95 with 4:4:4. BadImageError if
+    it takes more than a page.
+    """
     small = max(image.shape[:2]) <= 64
     out = io.BytesIO()
     pixels = image[:, :, 0] if image.shape[2] == 1 else image
     Image.fromarray(pixels).save(
         out, "JPEG", quality=95 if small else 90, subsampling=0 if small else 2
     )
-    payloads.append(np.frombuffer(out.getvalue(), np.uint8)[None])
+    stored = np.frombuffer(out.getvalue(), np.uint8)
+    if stored.size > PAGE:
+        raise BadImageError(f"it takes {stored.size:,} bytes as JPEG, more than {PAGE:,}: a page")
+    payloads.append(stored[None])

@@ -15,6 +15,7 @@ from pipeline.planes.resize import resize
 from pipeline.planes.splitter import Planes, Splitter
 
 MAX_ASPECT = 32  # of images whose aspect is kept
+_LONGEST_JPEG = 65_500  # px, that libjpeg writes
 
 
 def load(
@@ -31,8 +32,9 @@ def load(
     else:
         image = from_pixels(data, prep.channels, shape)
     width, height = image.size
-    if prep.resize == "shortest" and max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadImageError(f"{width}x{height} px is longer than {MAX_ASPECT}:1")
+    longest = min(MAX_ASPECT, _LONGEST_JPEG // prep.size)
+    if prep.resize == "shortest" and max(width, height) > longest * min(width, height):
+        raise BadImageError(f"{width}x{height} px is longer than {longest}:1")
     return resize(image, prep.resize, prep.size), (width, height)
 
 

@@ -75,15 +75,17 @@ class Pool:
         # which the first one would start, unblocks the signal
         resource_tracker.ensure_running()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=work, args=(theirs, self._memory, prep, root, containers), daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._workers.append(_Worker(process, ours))
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(
+                    target=work, args=(theirs, self._memory, prep, root, containers), daemon=True
+                )
+                process.start()
+                theirs.close()
+                self._workers.append(_Worker(process, ours))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def __enter__(self) -> Self:
         return self

@@ -70,12 +70,15 @@ def _tasks(
 ) -> Generator[Work, None, None]:
     every = max(1, index.summary.rows // PSNR_IMAGES)
     number, row = 0, start
+    room = slot_bytes(prep, size) // 2  # of files that are read here; one more mostly fits, too
     for batch in index.batches(start):
-        for at in range(0, len(batch), size):
-            part = _part(batch.slice(at, size))
+        at = 0
+        while at < len(batch):
+            places, data = _read(batch.slice(at, size), feeder, room)
+            part = _part(batch.slice(at, len(places)))
             measured = ((row + part.order) % every == 0).tolist()
-            yield _task(number, part, measured, feeder), part
-            number, row = number + 1, row + len(part.rows)
+            yield _task(number, part, measured, places, data), part
+            number, row, at = number + 1, row + len(places), at + len(places)
 
 
 def probe(index: Index, prep: Preparation, folder: Path, start: int) -> Task:
@@ -85,8 +88,9 @@ def probe(index: Index, prep: Preparation, folder: Path, start: int) -> Task:
     feeder = Feeder(index.root, index.summary.containers, folder)
     nearest = feeder.needed
     rows = next(index.batches(start)).slice(0, PROBED) if nearest else index.spread(PROBED)
-    part = _part(rows)
-    return _task(0, part, [False] * len(part.rows), feeder)
+    places, data = _read(rows, feeder, slot_bytes(prep, PROBED) // 2)
+    part = _part(rows.slice(0, len(places)))
+    return _task(0, part, [False] * len(places), places, data)
 
 
 def _part(rows: pa.RecordBatch) -> Part:
@@ -95,13 +99,30 @@ def _part(rows: pa.RecordBatch) -> Part:
     return Part(rows, order, splits[order], rows["label"].to_numpy()[order])
 
 
-def _task(number: int, part: Part, measured: list[bool], feeder: Feeder) -> Task:
-    columns = (part.rows[name].to_pylist() for name in ("file", "member", "offset", "size"))
-    found = [Place(*values) for values in zip(*columns, strict=True)]
-    fed = [feeder.read(place) if feeder.feeds(place) else None for place in found]
-    data = [fed[i] for i in part.order] if any(x is not None for x in fed) else None
-    places = [found[i] for i in part.order]
-    return Task(number, places, measured, int((part.splits == 0).sum()), data)
+def _read(
+    rows: pa.RecordBatch, feeder: Feeder, room: int
+) -> tuple[list[Place], list[bytes | None]]:
+    """Places of the rows, and what the parent has to read of them: so many of the first ones that
+    they fill `room` bytes.
+    """
+    columns = (rows[name].to_pylist() for name in ("file", "member", "offset", "size"))
+    places = [Place(*values) for values in zip(*columns, strict=True)]
+    data: list[bytes | None] = []
+    for place in places:
+        data.append(feeder.read(place) if feeder.feeds(place) else None)
+        room -= len(data[-1] or b"")
+        if room <= 0:
+            break
+    return places[: len(data)], data
+
+
+def _task(
+    number: int, part: Part, measured: list[bool], places: list[Place], data: list[bytes | None]
+) -> Task:
+    """Places and data: in the order of the rows. All or none are read here."""
+    ordered = [places[i] for i in part.order]
+    fed = [read for i in part.order if (read := data[i]) is not None]
+    return Task(number, ordered, measured, int((part.splits == 0).sum()), fed or None)
 
 
 def _ahead(work: Iterable[Work]) -> Generator[Work, None, None]:

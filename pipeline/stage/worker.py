@@ -4,6 +4,8 @@ Runs in worker processes, which share a block of memory with the parent: payload
 there, only sizes and sums are pickled.
 """
 
+import queue
+import threading
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from pipeline.sources.index import Container, Place
 from pipeline.sources.reading import Reader
 
 ERROR_UNIT = 1 << 20
+Inbox = queue.SimpleQueue["tuple[Task, int] | MemoryError | None"]
 
 
 @dataclass
@@ -125,6 +128,7 @@ class Processor:
         """Load all compiled code now, while other workers do, not with the first task."""
         prep = self.prep
         blank = np.zeros((prep.size, prep.size, prep.channels), np.uint8)
+        blank.flags.writeable = False  # as those of images are: numba tells them apart
         self._store(blank, Moments.zero(prep))
 
     def process(self, task: Task, room: NDArray[np.uint8]) -> Chunk:
@@ -139,6 +143,7 @@ class Processor:
             try:
                 data = self.reader.read(place) if task.data is None else task.data[i]
                 pixels, shapes[i] = load(data, prep, self.reader.containers[place.file].shape)
+                self._store(pixels, train if i < task.train else rest)
             except BadImageError as error:
                 reasons.append(str(error))
                 continue
@@ -146,7 +151,6 @@ class Processor:
             stored_shapes.append(
                 pixels.shape[:2] if self.splitter is None else prep.plane_shape[1:]
             )
-            self._store(pixels, train if i < task.train else rest)
             if measured:
                 errors.add(self._measure(pixels))
         sizes = np.ascontiguousarray(self.payloads.sizes().T)
@@ -204,13 +208,14 @@ def work(
     with suppress(Exception):  # the first task meets the same, and reports it
         processor.warm_up()
     slots = memory.open()
-    while True:
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
+    while (received := inbox.get()) is not None:
         try:
-            task, slot = connection.recv()
-        except (EOFError, OSError):
-            return
-        room = slots[slot * memory.slot_bytes : (slot + 1) * memory.slot_bytes]
-        try:
+            if isinstance(received, MemoryError):
+                raise received
+            task, slot = received
+            room = slots[slot * memory.slot_bytes : (slot + 1) * memory.slot_bytes]
             task.data = _fed(task, room)
             answer: Chunk | str = processor.process(task, np.frombuffer(room, np.uint8))
         except OSError as error:
@@ -225,6 +230,19 @@ def work(
             connection.send(answer)
         except OSError:
             return
+
+
+def _receive(connection: Connection, inbox: Inbox) -> None:
+    """Take tasks in at once, then None at the end: a large task and a large answer, both on their
+    way, would wait for each other.
+    """
+    try:
+        while True:
+            inbox.put(connection.recv())
+    except MemoryError as error:
+        inbox.put(error)
+    except (EOFError, OSError):
+        inbox.put(None)
 
 
 def _fed(task: Task, room: memoryview) -> list[bytes] | None:
