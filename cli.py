@@ -9,7 +9,17 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.console import PATH, Echo, Group, json_option, prepare_options, progress_display
+from pipeline.console import (
+    PATH,
+    Echo,
+    Group,
+    json_option,
+    prepare_options,
+    printable,
+    progress_display,
+    stopped_by_signals,
+)
+from pipeline.errors import ConfigError
 from trainer.console import arguments, data_options, execution_options, runs_option
 
 # of a command line, not for the jobs of its queue
@@ -91,15 +101,16 @@ def prepare(
     from pipeline.options import preparation
     from pipeline.stage.prepare import prepare as run
 
-    done = run(
-        preparation(dataset, splits, **options),
-        source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset,
-        out or Path(os.environ.get("SPECTRAL_DATA", "data")),
-        workers=workers or len(os.sched_getaffinity(0)),
-        max_bad=max_bad,
-        progress=progress_display(as_json),
-        overwrite=overwrite,
-    )
+    with stopped_by_signals():
+        done = run(
+            preparation(dataset, splits, **options),
+            source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset,
+            out or Path(os.environ.get("SPECTRAL_DATA", "data")),
+            workers=workers or len(os.sched_getaffinity(0)),
+            max_bad=max_bad,
+            progress=progress_display(as_json),
+            overwrite=overwrite,
+        )
     found = describe(done.directory)
     if report_bad:
         found["bad"] = _bad(done.directory)
@@ -412,13 +423,15 @@ def _bad(directory: Path) -> list[dict[str, str]]:
     """`id` and `reason` of each image that could not be used."""
     from pipeline.stage.samples import quarantined
 
+    if directory.is_file():
+        raise ConfigError(f"{directory} is a file: name its prepared directory")
     return [{"id": sample, "reason": reason} for sample, reason in quarantined(directory)]
 
 
 def _echo_bad(bad: list[dict[str, str]]) -> None:
     click.echo(f"{len(bad)} images could not be used" + ":" * bool(bad))
     for row in bad:
-        click.echo(f"  {row['id']}: {row['reason']}")
+        click.echo(f"  {printable(row['id'])}: {printable(row['reason'])}")
 
 
 if __name__ == "__main__":

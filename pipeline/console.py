@@ -3,14 +3,17 @@
 import errno
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
 
-from pipeline.errors import SpectralError, describe
+from pipeline.errors import SpectralError, StoppedError, describe
 
 Command = Callable[..., Any]
 
@@ -33,6 +36,32 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Error: interrupted; run the same command again to go on", err=True)
             ctx.exit(130)
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """StoppedError for SIGTERM and SIGUSR1, which Slurm sends before it takes a node."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        name = signal.Signals(number).name
+        raise StoppedError(f"stopped by {name}; run the same command again to go on")
+
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def printable(text: str) -> str:
+    r"""On one line and without control characters, which become `\n`, `\x1b` and the like."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 class Echo(logging.Handler):

@@ -181,7 +181,7 @@ def preparation(
         dataset=dataset,
         splits=splits,
         size=size,
-        channels=channels or (spec.channels if spec else 3),
+        channels=(spec.channels if spec else 3) if channels is None else channels,
         transform=transform,
         layout="phase" if layout is None else layout,
         codec=("jpeg" if whole else "zstd") if codec is None else codec,

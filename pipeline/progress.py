@@ -24,13 +24,22 @@ def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
 @contextmanager
 def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
     from rich import progress as rich
+    from rich.table import Column
+    from rich.text import Text
 
+    class Note(rich.ProgressColumn):
+        """The column that is cut where a terminal is narrow, after the bar."""
+
+        def render(self, task: rich.Task) -> Text:
+            return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+    whole = Column(no_wrap=True)
     columns = (
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.TextColumn("{task.completed}/{task.total} {task.fields[rate]}"),
-        rich.TimeRemainingColumn(),
-        rich.TextColumn("{task.fields[note]}"),
+        rich.TextColumn("{task.description}", table_column=whole),
+        rich.BarColumn(10),
+        rich.TextColumn("{task.completed}/{task.total} {task.fields[rate]}", table_column=whole),
+        rich.TimeRemainingColumn(compact=True, table_column=whole),
+        Note(),
     )
     started = time.monotonic()
     with rich.Progress(*columns) as bars:

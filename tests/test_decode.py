@@ -45,6 +45,8 @@ def test_every_mode_becomes_rgb_or_grey() -> None:
 def test_sixteen_bits_keep_their_upper_eight() -> None:
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     found = decode(coded(Image.fromarray(values), "PNG"), 1, 16)
+    dark = decode(coded(Image.fromarray(values[:1] // 257), "PNG"), 1, 16)
+    assert np.asarray(dark).max() == 0
     assert (np.asarray(found) == values >> 8).all()
 
 

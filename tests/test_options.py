@@ -71,6 +71,7 @@ def test_sizes_are_the_papers() -> None:
         (4, {"size": 32, "calib": 1.0}, "--calib 1"),
         (4, {"size": 32, "limit": 0}, "--limit 0"),
         (4, {"size": 32, "channels": 2}, "--channels 2"),
+        (4, {"size": 32, "channels": 0}, "--channels 0"),
         (4, {"size": 32, "resize": "shortest"}, "--splits 1 --codec jpeg"),
         (
             1,

@@ -148,7 +148,7 @@ def test_bad_images_are_quarantined_with_their_reasons(source: Path, tmp_path: P
     folder = mixed / "train" / "class_1"
     good = (folder / "000.jpg").read_bytes()
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("no image")
+    (folder / "text\n.jpg").write_text("no image")
     (folder / "cut.jpg").write_bytes(good[: len(good) // 2])
     (folder / "really-a-jpeg.txt").write_bytes(good)
     done = prepare(mixed, tmp_path)
@@ -158,13 +158,15 @@ def test_bad_images_are_quarantined_with_their_reasons(source: Path, tmp_path: P
     assert sum(c["written"] for c in counts.values()) == 151
     rows = pq.read_table(tmp_path / SUB4 / "samples.parquet").to_pylist()
     reasons = {Path(r["id"]).name: r["reason"] for r in rows if r["status"] == "quarantined"}
-    assert set(reasons) == {"empty.jpg", "text.jpg", "cut.jpg"}
+    assert set(reasons) == {"empty.jpg", "text\n.jpg", "cut.jpg"}
+    assert r"text\n.jpg: not an image" in spectral("inspect", tmp_path / SUB4, "--bad").stdout
     assert "empty" in reasons["empty.jpg"]
     assert "truncated" in reasons["cut.jpg"]
 
     done = prepare(mixed, tmp_path / "strict", "--max-bad", 2)
     assert done.returncode == 1
     assert "3 images so far cannot be used, more than --max-bad 2" in done.stderr
+    assert "give a larger --max-bad, with which the same command goes on" in done.stderr
     assert "cut.jpg" in done.stderr
     assert not list((tmp_path / "strict").rglob("*.beton"))
 

@@ -110,9 +110,19 @@ def test_what_a_damaged_run_left_is_not_taken_up(
     assert files_of(folder) == files_of(data / SUB4)
 
 
-@pytest.mark.parametrize("wait", [0.3, 0.6, 0.9, 1.3, 2.5])
-def test_ctrl_c_is_one_line(source: Path, tmp_path: Path, wait: float) -> None:
-    """A terminal sends it to the whole process group, whatever the workers are doing."""
+@pytest.mark.parametrize(
+    ("number", "wait", "status", "message"),
+    [
+        *((signal.SIGINT, wait, 130, "interrupted") for wait in (0.3, 0.6, 0.9, 1.3, 2.5)),
+        (signal.SIGTERM, 0.6, 75, "stopped by SIGTERM"),
+        (signal.SIGTERM, 2.5, 75, "stopped by SIGTERM"),
+        (signal.SIGUSR1, 2.5, 75, "stopped by SIGUSR1"),
+    ],
+)
+def test_a_signal_to_all_processes_is_one_line(
+    source: Path, tmp_path: Path, number: signal.Signals, wait: float, status: int, message: str
+) -> None:
+    """A terminal or Slurm sends it to the whole process group, whatever the workers are doing."""
     many = tmp_path / "many"
     for copy in range(150):
         shutil.copytree(source / "train", many / f"c{copy % 5}" / str(copy), copy_function=os.link)
@@ -123,10 +133,12 @@ def test_ctrl_c_is_one_line(source: Path, tmp_path: Path, wait: float) -> None:
     wait_until(lambda: len(children(started.pid)) > 0)
     time.sleep(wait)
     assert started.poll() is None
-    os.killpg(started.pid, signal.SIGINT)
+    workers = children(started.pid)
+    os.killpg(started.pid, number)
     _, error = started.communicate(timeout=30)
-    assert started.returncode == 130
-    assert "interrupted; run the same command again" in error
+    assert started.returncode == status
+    assert f"{message}; run the same command again" in error
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     assert "Traceback" not in error
     assert rows_done(tmp_path / "out") >= 0
 

@@ -1,12 +1,14 @@
 """Trees of ImageNet's family, in small, with the quirks of the real ones."""
 
 import csv
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.sources import recognise
 from tests.conftest import write_class_folders
 from tests.listing import Listing, listing, picture
 
@@ -302,6 +304,23 @@ def test_class_folders_have_names_where_a_file_beside_train_knows_them(tmp_path:
     assert found.layout == "class-folders"
     assert found.summary.classes == ["class_0", "class_1"]
     assert found.summary.names == ["class_0", "the first, or so"]
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_a_source_one_level_too_high_is_not_one_class(split: str, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        folder = tmp_path / "root" / split / "photos" / name
+        folder.mkdir(parents=True)
+        (folder / "0.jpg").write_bytes(picture())
+    with pytest.raises(SourceError, match="one class, photos, of folders alone: a, b") as caught:
+        listing(tmp_path / "root", tmp_path / "index")
+    assert f"--source {tmp_path / 'root' / split / 'photos'}" in str(caught.value)
+
+
+def test_a_source_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SourceError, match="neither a folder nor a regular file"):
+        recognise(tmp_path / "fifo")
 
 
 def test_a_folder_that_is_nothing_is_told_what_is_accepted(tmp_path: Path) -> None:

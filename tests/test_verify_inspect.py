@@ -191,7 +191,8 @@ def test_a_sheet_is_a_png_of_a_prepared_directory(data: Path, tmp_path: Path) ->
     assert other.returncode == 2
     assert "does not end in .png" in other.stderr
     shard = data / SUB4 / "val" / "shard_00.beton"
-    for command in (("inspect", shard, "--png", tmp_path / "sheet.png"), ("verify", shard)):
+    sheet = ("--png", tmp_path / "sheet.png")
+    for command in (("inspect", shard, *sheet), ("inspect", shard, "--bad"), ("verify", shard)):
         done = spectral(*command)
         assert done.returncode == 1
         assert "is a file: name its prepared directory" in done.stderr

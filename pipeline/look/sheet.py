@@ -1,5 +1,6 @@
 """A prepared directory in, a PNG contact sheet out: originals, rebuilt images, planes."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def draw(directory: Path, target: Path, count: int = 4) -> None:
         _draw_rows(halves[1], rows)
     else:
         _draw_rows(figure, rows)
-    figure.savefig(target, dpi=110)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts the font lacks
+        figure.savefig(target, dpi=110)
     plt.close(figure)
 
 

@@ -59,6 +59,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """16-bit grey (I;16, or I as Pillow opens some PNGs) to its upper 8 bits; else clipped."""
     values = np.asarray(image)
-    if values.dtype.kind in "iu" and values.size and values.max() > 255:
+    wide = values.dtype.kind in "iu" and values.size and values.max() > 255
+    if image.mode.startswith("I;16") or wide:
         values = np.clip(values, 0, 65535) >> 8
     return Image.fromarray(np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8))

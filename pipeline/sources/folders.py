@@ -32,6 +32,7 @@ class ClassFolders(Source):
         scan.saw(self.root)
         folders = {split: self.root / split for split in levels} or {"train": self.root}
         classes = class_folder_names(folders["train"])
+        _refuse_level_above(folders["train"], classes)
         for split, folder in folders.items():
             names = class_folder_names(folder)
             if stray := sorted(set(names) - set(classes)):
@@ -65,6 +66,18 @@ def _refuse_stray(root: Path, levels: list[str]) -> None:
         raise SourceError(
             f"{root} has {' and '.join(levels)} and also {some(stray)}: not known what they are; "
             "move them away or name a folder that holds only train and val"
+        )
+
+
+def _refuse_level_above(folder: Path, classes: list[str]) -> None:
+    """All folders of a data set would become one class."""
+    inner = folder / classes[0]
+    entries = [entry for entry in os.scandir(inner) if not entry.name.startswith(".")]
+    if len(classes) == 1 and entries and all(entry.is_dir() for entry in entries):
+        raise SourceError(
+            f"{folder} has one class, {inner.name}, of folders alone: "
+            f"{some(sorted(entry.name for entry in entries))}. If those are the classes, use "
+            f"--source {inner}"
         )
 
 

@@ -224,7 +224,7 @@ class Scan:
             ]
         except UnicodeEncodeError as error:
             raise SourceError(
-                f"a file name is not valid UTF-8: {error.object!r}; rename it"
+                f"a file name is not valid UTF-8: {os.fsencode(error.object)!r}; rename it"
             ) from error
         self._writer.write(pa.record_batch(columns, schema=ROWS))
         self.summary.rows += len(self._rows[0])

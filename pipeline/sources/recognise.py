@@ -36,6 +36,8 @@ def recognise(root: Path) -> Source:
     """The source at `root`, by what is found there."""
     if not root.exists():
         raise SourceError(f"--source {root}: no such file or directory")
+    if not root.is_dir() and not root.is_file():
+        raise SourceError(f"--source {root} is neither a folder nor a regular file")
     for path in (root, *_only_file(root)):
         for layout in LAYOUTS:
             if layout.recognises(path):

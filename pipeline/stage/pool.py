@@ -71,10 +71,11 @@ class Pool:
         self._slots = self._memory.open()
         self._free = list(range(workers * SLOTS_A_WORKER))
         self._workers = []
-        # Workers inherit the mask: what Ctrl-C means is decided by the parent alone. The tracker,
-        # which the first one would start, unblocks the signal
+        # Workers inherit the mask: what these mean is decided by the parent alone. The tracker,
+        # which the first one would start, unblocks them
         resource_tracker.ensure_running()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
         try:
             for _ in range(workers):
                 ours, theirs = context.Pipe()
@@ -84,6 +85,10 @@ class Pool:
                 process.start()
                 theirs.close()
                 self._workers.append(_Worker(process, ours))
+        except BaseException:
+            for worker in self._workers:
+                worker.process.kill()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -99,7 +104,7 @@ class Pool:
         self.dismiss()
         for worker in self._workers:
             if kind is not None:
-                worker.process.terminate()
+                worker.process.kill()
             worker.process.join()
         self._memory.close()
 

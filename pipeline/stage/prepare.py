@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 GOOD_DB = 40.0
 MUCH_CLIPPED = 0.001
+_SAME = "%s: dates have changed, but not names, sizes and labels: taken to be the same images"
 _AGAIN = "again"  # in the journal: a second index, while a source is looked at anew
 
 ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
@@ -154,6 +155,7 @@ def _unchanged(
             f"{_counted(index.summary.counts, now.summary.counts)}. Restore it to go on, or "
             "--overwrite to start over"
         )
+    log.warning(_SAME, source.root)
     now.save()
     _adopt(folder)
     now.folder = folder
@@ -198,7 +200,13 @@ def _say_what_to_look_at(directory: Path, result: Manifest) -> None:
         log.warning(
             "%d images cannot be used: `spectral inspect %s --bad` lists them", bad, directory
         )
-    if result.preparation.splits > 1 and result.psnr_db and result.psnr_db < GOOD_DB:
+    clipped = any(plane.clipped > MUCH_CLIPPED for plane in result.planes)
+    if (
+        result.psnr_db
+        and result.psnr_db < GOOD_DB
+        and result.preparation.splits > 1
+        and not clipped
+    ):
         log.warning(
             "PSNR is %.1f dB, below %g dB: a smaller --step than %g keeps more",
             result.psnr_db,
@@ -262,6 +270,7 @@ def _refuse_changed_source(
             f"{source} has changed since {directory} was made from it: "
             f"{_counted(then, now.counts)}. --overwrite prepares it again"
         )
+    log.warning(_SAME, source)
 
 
 @contextmanager

@@ -244,7 +244,8 @@ class Run:
             raise SourceError(
                 f"{self.tally.bad} images so far cannot be used, more than --max-bad "
                 f"{self.max_bad}: "
-                f"{shown}{'; …' if self.tally.bad > SHOWN_BAD else ''}"
+                f"{shown}{'; …' if self.tally.bad > SHOWN_BAD else ''}. Repair or remove them, or "
+                "give a larger --max-bad, with which the same command goes on"
             )
 
     def _refuse_nothing_written(self) -> None:
