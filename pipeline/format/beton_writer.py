@@ -81,7 +81,8 @@ class BetonWriter:
         self._samples, self._payload_bytes, self._at = mark.samples, mark.payload_bytes, mark.at
         self._page_digests = [bytes.fromhex(digest) for digest in mark.pages]
         self._marked = len(self._page_digests)
-        self._marked_at = self._forgotten = self._at
+        self._marked_at = self._at
+        self._forgotten = max(self._at, (self._first_page + 1) * PAGE)  # `finish` reads up to there
         self._buffer, self._filled, self._metadata = bytearray(_BUFFER), 0, bytearray()
         self._fds = [_open(path, mark.samples > 0) for path in (self._partial, self._sizes) if path]
         self._page, self._rows, self._table = (hashlib.sha256() for _ in range(3))
@@ -140,7 +141,8 @@ class BetonWriter:
     def sync(self) -> None:
         """Until what was marked is on the disk; then let the system forget the payloads, as they
         are not read again soon: new pages for what follows cost more than writing to them. All but
-        the last, partial page, which would be read back for what follows.
+        the first page of payloads, which `finish` reads, and the last, partial page of the system,
+        which would be read back for what follows.
         """
         for fd in self._fds:
             os.fdatasync(fd)
