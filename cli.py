@@ -98,7 +98,7 @@ def prepare(
     import os
 
     from pipeline.look.inspect import describe, lines
-    from pipeline.options import preparation
+    from pipeline.preparation import preparation
     from pipeline.stage.prepare import prepare as run
 
     with stopped_by_signals():
@@ -402,7 +402,7 @@ def demo(out: Path, json_file: Path | None) -> None:
     Example: spectral demo
     """
     from pipeline.digits import write_digits
-    from pipeline.options import preparation
+    from pipeline.preparation import preparation
     from pipeline.stage.prepare import prepare as prepare_data
     from trainer.demo import run
 

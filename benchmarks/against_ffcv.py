@@ -27,7 +27,7 @@ from common import images, linked, prepare_quietly, report, settled_seconds
 from numpy.typing import NDArray
 
 from pipeline.format.beton import BetonReader
-from pipeline.options import Preparation, preparation
+from pipeline.preparation import Preparation, preparation
 from pipeline.planes.imaging import load
 
 SPLITS, SIZE, WORKERS = 36, 336, 2

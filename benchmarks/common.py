@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.format.manifest import Manifest
-from pipeline.options import Preparation, preparation
+from pipeline.preparation import Preparation, preparation
 from pipeline.stage.prepare import prepare
 from trainer.data.selection import Prepared
 

@@ -35,7 +35,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import PILToTensor
 
 from pipeline.format.beton import BetonReader
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 from trainer.data.feed import Resident
 from trainer.data.field import PlaneField, decode_batch
 from trainer.data.loader import ShardLoader

@@ -39,7 +39,7 @@ from pipeline.format.beton import (
     ImageField,
 )
 from pipeline.format.manifest import Manifest
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 
 BATCH, SMALL = 256, 512
 SIDE = 56

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common import images, linked, prepare_quietly, report, taking_turns
 
-from pipeline.options import Preparation, preparation
+from pipeline.preparation import Preparation, preparation
 from pipeline.planes.imaging import load
 
 SPLITS = 36

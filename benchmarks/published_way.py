@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from common import images, linked, prepare_quietly, report, settled_seconds
 
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 from pipeline.planes.imaging import load
 from pipeline.planes.splitter import Splitter
 

@@ -17,7 +17,7 @@ import threadpoolctl
 from common import images, report
 
 from pipeline.format.codec import Payloads, encoder
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 from pipeline.planes.imaging import load
 from pipeline.planes.splitter import Splitter
 from pipeline.transforms import TRANSFORMS

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
-    *("format.beton", "format.manifest", "planes.imaging", "options", "transforms", "catalogue"),
+    *("format.beton", "format.manifest", "planes.imaging", "preparation", "transforms", "catalogue"),
     *("console", "errors", "files", "zstd"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
@@ -21,7 +21,7 @@ LAYERS = {
     "pipeline": (
         ("errors", "files", "progress", "transforms", "digits"),
         ("catalogue", "console", "zstd"),
-        ("options",),
+        ("preparation",),
         ("planes", "sources"),
         ("format",),
         ("stage",),

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torchvision.transforms import v2
 
 from pipeline import transforms
-from pipeline.options import Preparation, preparation
+from pipeline.preparation import Preparation, preparation
 from pipeline.planes.splitter import Splitter
 from trainer.methods import mixing
 from trainer.methods.augment import Augmenter, erase, mirror, translate

@@ -13,7 +13,7 @@ from pipeline.format import beton
 from pipeline.format.beton import PAGE, BetonReader, digest, image_field
 from pipeline.format.beton_writer import BetonWriter, Written, publish
 from pipeline.format.codec import decode_plane
-from pipeline.options import Preparation, preparation
+from pipeline.preparation import Preparation, preparation
 from tests.conftest import GREY, RAW, ROOT, SUB4
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import BadImageError
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 from pipeline.planes.decode import decode
 from pipeline.planes.resize import resize
 from tests.conftest import photograph

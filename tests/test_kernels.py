@@ -12,7 +12,7 @@ from scipy.fft import dct, dctn
 
 from pipeline import transforms
 from pipeline.format.codec import Payloads
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 from pipeline.planes.kernels.frames import BLOCK, compress_planes, room_for
 from pipeline.planes.kernels.gather import gather
 from pipeline.planes.kernels.moments import add_moments

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 from pipeline.sources.index import Container, Place
 from pipeline.stage.pool import Pool
 from pipeline.stage.worker import Task

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 from pipeline.sources import gzipped, recognise
 from pipeline.sources.index import Index, Place, Scan
 from pipeline.sources.splits import assign

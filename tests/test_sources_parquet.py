@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.sources import recognise
 from pipeline.sources.index import Container, Place, Scan
 from pipeline.sources.parquet import open_parquet

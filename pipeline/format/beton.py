@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError
-from pipeline.options import MOST_BYTES, Preparation
+from pipeline.preparation import MOST_BYTES, Preparation
 
 VERSION = 2
 PAGE = MOST_BYTES  # no sample straddles a page, FFCV's process cache reads page-wise

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline.errors import BadImageError
 from pipeline.format.beton import PAGE
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 
 Bytes = NDArray[np.uint8]
 Encoder = Callable[[NDArray[np.int8] | NDArray[np.uint8], "Payloads"], None]

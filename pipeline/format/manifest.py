@@ -9,7 +9,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import sync_directory, write_whole
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 
 SCHEMA = 2
 NAME = "manifest.json"

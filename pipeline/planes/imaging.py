@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadImageError
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.planes.decode import decode, from_pixels
 from pipeline.planes.resize import resize
 from pipeline.planes.splitter import Planes, Splitter

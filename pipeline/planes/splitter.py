@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import transforms
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.planes.kernels.project import FRACTION_BITS, GROUP
 
 Planes = NDArray[np.int8]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.catalogue import DatasetSpec, catalogue
 from pipeline.errors import ConfigError, SourceError
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.sources.index import SPLITS, Fingerprint, Index, RowWriter, Scan
 
 TRAIN, CALIB, VAL, TEST = range(4)

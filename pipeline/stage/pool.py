@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipeline.errors import WorkerError
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.sources.index import Container
 from pipeline.stage.worker import Chunk, Task, work
 

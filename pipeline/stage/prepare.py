@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import sync_directory
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.progress import Advance
 from pipeline.sources import Source, recognise
 from pipeline.sources.index import SPLITS, Index, Scan

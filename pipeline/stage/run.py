@@ -25,7 +25,7 @@ from pipeline.files import sync_directory
 from pipeline.format import manifest
 from pipeline.format.beton import digest, image_field
 from pipeline.format.beton_writer import BetonWriter, Mark, publish
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.progress import Advance, readable
 from pipeline.sources.index import SPLITS, Index
 from pipeline.stage import samples

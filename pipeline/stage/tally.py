@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.sources.index import SPLITS
 from pipeline.stage.worker import Chunk, Errors, Moments
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.sources.index import Index, Place
 from pipeline.sources.reading import Feeder
 from pipeline.stage.worker import Task

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.options import Preparation
+from pipeline.preparation import Preparation
 from pipeline.transforms import flip_sign
 from trainer.methods import mixing, policy
 from trainer.methods.mixing import Targets

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.catalogue import catalogue
 from pipeline.errors import ConfigError
-from pipeline.options import preparation
+from pipeline.preparation import preparation
 
 NAMES = "imagenet1k imagenet21k cifar10 cifar100 mnist fashionmnist kmnist tinyimagenet demo"
 
