@@ -126,7 +126,11 @@ class ShardLoader:
         return (RandomCropDecoder if random_crops else CentreDecoder)((height, width))
 
     def _to_device(self) -> list[Any]:
-        return [ToDevice(self.device)] if self.device.type == "cuda" else []
+        """Copies that block FFCV's own thread: it decodes into the same pinned buffers again
+        without looking whether an asynchronous copy from them is still pending.
+        """
+        cuda = self.device.type == "cuda"
+        return [ToDevice(self.device, non_blocking=False)] if cuda else []
 
     def _next_slot(self, iterator: Any) -> int | None:
         """Wait for a batch: its slot in the loader's memory; None after the last one.
@@ -185,6 +189,10 @@ def check_samples(path: Path, expected: int, classes: int | None = None) -> int:
 @contextmanager
 def _iterating(loader: Any) -> Iterator[Any]:
     """FFCV's iterator is a thread: it ends here, not when the garbage collector likes."""
+    if torch.cuda.is_initialized():
+        # FFCV's first copies, on streams of its own, wait for nothing; the device memory it is
+        # given may be some that kernels launched earlier have yet to finish with.
+        torch.cuda.current_stream().synchronize()
     with _own_threads():
         iterator = iter(loader)
     try:
