@@ -215,7 +215,7 @@ class Bare:
         self.network = build_network(recipe, data.manifest).to(device)
         if bench.cuda:
             self.network.to(memory_format=torch.channels_last)
-        self.normalise = Normaliser(data.manifest, K, device)
+        self.normalise = Normaliser(data.manifest, K).to(device)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=1e-4, momentum=0.9, nesterov=True,
             weight_decay=5e-4, fused=bench.cuda,

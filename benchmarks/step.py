@@ -40,7 +40,7 @@ class Loop:
         self.world = World(0, 1, device)
         samples = data.manifest.written("train")
         self.plan = Plan(samples=samples, batch_size=recipe.batch_size, seed=0, world=self.world)
-        normaliser = Normaliser(data.manifest, K, device)
+        normaliser = Normaliser(data.manifest, K).to(device)
         self.augmenter = Augmenter(
             recipe.augment, data.manifest.preparation, K, 0, normaliser,
             self.plan.batch, self.plan.share,

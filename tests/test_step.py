@@ -37,6 +37,14 @@ def batch(seed: int = 0) -> tuple[Tensor, list[tuple[Tensor, float]]]:
     return inputs, [(labels[0], 0.7), (labels[1], 0.3)]
 
 
+def counted(
+    stepper: Stepper, of: tuple[Tensor, list[tuple[Tensor, float]]], lr: float = 0.1
+) -> bool:
+    """One step, and whether it counted."""
+    stepper.step(*of, lr=lr, batch=12)
+    return stepper.read_counters().counted == 1
+
+
 def copied(stepper: Stepper) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in stepper.network.state_dict().items()}
 
@@ -54,30 +62,33 @@ def test_a_step_with_gradients_that_are_not_finite_changes_nothing(precision: st
         Stepper(network(), recipe(precision=precision, ema=0.5), ALONE) for _ in "ab"
     )
     for stepper in (disturbed, calm):
-        assert stepper.step(*batch(), lr=0.1, batch=12) is not None
+        assert counted(stepper, batch())
     before = copied(disturbed)
     inputs, targets = batch(1)
     inputs[3, 0, 2, 2] = float("inf")
-    assert disturbed.step(inputs, targets, lr=0.1, batch=12) is None
+    assert not counted(disturbed, (inputs, targets))
     assert largest_difference(copied(disturbed), before) == 0
     for stepper in (disturbed, calm):
-        assert stepper.step(*batch(2), lr=0.1, batch=12) is not None
+        assert counted(stepper, batch(2))
     if (
         precision != "fp16"
     ):  # there the loss scale has been halved, and so gradients round otherwise
         assert largest_difference(copied(disturbed), copied(calm)) == 0
+        assert calm.ema is not None
         assert disturbed.ema is not None
-        assert disturbed.ema.n_averaged == 2
+        averages = disturbed.ema.state_dict(), calm.ema.state_dict()
+        assert largest_difference(*averages) == 0
+        assert averages[0]["n_averaged"] == 2
 
 
 def test_half_is_float16_throughout() -> None:
     """What small steps are lost in: 1 + 2⁻¹² is 1 there."""
     stepper = Stepper(network(), recipe(precision="half", ema=0.5), ALONE)
-    assert stepper.step(*batch(), lr=0.1, batch=12) is not None
-    kept = [*stepper.network.state_dict().values(), *stepper.state()["ema"].values()]
+    assert counted(stepper, batch())
+    kept = [*stepper.network.state_dict().values(), *stepper.ema.module.state_dict().values()]  # type: ignore[union-attr]
     kept += [v for state in stepper.optimizer.state.values() for v in state.values()]
     assert {v.dtype for v in kept if v.is_floating_point()} == {torch.float16}
-    assert not stepper.scaler.is_enabled()
+    assert not stepper.scaler.enabled
     bn = next(m for m in stepper.network.modules() if isinstance(m, torch.nn.BatchNorm2d))
     with torch.no_grad():
         bn.weight.fill_(1.0)
@@ -90,13 +101,69 @@ def test_half_is_float16_throughout() -> None:
 
 def test_float16_overflow_halves_the_scale_until_steps_count() -> None:
     stepper = Stepper(network(), recipe(precision="fp16"), ALONE)
-    stepper.scaler.load_state_dict({**stepper.scaler.state_dict(), "scale": 2.0**40})
+    state = stepper.scaler.state_dict()
+    stepper.scaler.load_state_dict({**state, "scale": torch.tensor(2.0**40)})
     skipped = 0
-    while stepper.step(*batch(), lr=0.1, batch=12) is None:
+    while not counted(stepper, batch()):
         skipped += 1
         assert skipped < 40
     assert skipped > 5
-    assert stepper.scaler.get_scale() == 2.0 ** (40 - skipped)
+    assert stepper.scaler.scale == 2.0 ** (40 - skipped)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars", "lamb"])
+def test_no_optimiser_moves_when_its_first_step_does_not_count(name: str) -> None:
+    """Their momenta do not exist by then, or are not initialised."""
+    settings = Optimizer(name=name, lr=0.1, clip_norm=1.0)
+    one, other = (
+        Stepper(network(), Recipe(model="any", epochs=1, batch_size=12, optimizer=settings), ALONE)
+        for _ in "ab"
+    )
+    inputs, targets = batch(1)
+    before = copied(one)
+    for _ in range(2):
+        assert not counted(one, (inputs * float("nan"), targets))
+    assert largest_difference(copied(one), before) == 0
+    for seed in (2, 3):
+        assert counted(one, batch(seed))
+        assert counted(other, batch(seed))
+    if name != "lamb":  # whose own count of steps went on
+        assert largest_difference(copied(one), copied(other)) == 0
+
+
+def test_float16_gradients_with_a_norm_beyond_its_range_count() -> None:
+    """65,504 is the largest number of float16, not of a norm; and they are clipped by it."""
+    settings = Recipe(
+        model="any", epochs=1, batch_size=12, precision="half",
+        optimizer=Optimizer(lr=1.0, momentum=0.0, nesterov=False, weight_decay=0.0, clip_norm=1.0),
+    )  # fmt: skip
+    stepper = Stepper(nn.Linear(4, 4, bias=False), settings, ALONE)
+    weight = stepper.network.weight
+    before = weight.detach().clone()
+    weight.grad = torch.full_like(weight, 40_000.0)
+    stepper._gradients = lambda *_: torch.zeros(())  # type: ignore[method-assign]
+    stepper.optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign, assignment]
+    stepper.step(torch.zeros(1, 4), [], lr=1.0, batch=1)
+    assert stepper.read_counters().counted == 1
+    assert torch.allclose(before - weight, torch.full_like(weight, 0.25), atol=2e-3)
+
+
+def test_counters_tell_of_the_steps_since_they_were_read_and_of_the_run() -> None:
+    stepper = Stepper(network(), recipe(), ALONE)
+    inputs, targets = batch()
+    bad = (inputs * float("nan"), targets)
+    for part in (bad, (inputs, targets), bad, bad, bad, (inputs, targets), bad):
+        stepper.step(*part, lr=0.0, batch=12)
+    found = stepper.read_counters()
+    assert (found.steps, found.counted, found.skipped) == (7, 2, 5)
+    assert (found.longest, found.in_a_row) == (3, 1)
+    other = Stepper(network(), recipe(), ALONE)
+    other.load_state(stepper.state())
+    for each in (stepper, other):
+        each.step(*bad, lr=0.0, batch=12)
+        found = each.read_counters()
+        assert (found.steps, found.counted, found.skipped, found.loss) == (1, 0, 6, 0)
+        assert (found.longest, found.in_a_row) == (2, 2)
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 12, 100])
@@ -105,10 +172,10 @@ def test_micro_batches_add_up_to_the_batch(size: int) -> None:
     whole = Stepper(network("fc3"), recipe(), ALONE)
     parts = Stepper(network("fc3"), recipe(micro_batch=size), ALONE)
     for seed in range(3):
-        losses = [s.step(*batch(seed), lr=0.1, batch=12) for s in (whole, parts)]
-        assert losses[0] is not None
-        assert losses[1] is not None
-        assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+        for stepper in (whole, parts):
+            stepper.step(*batch(seed), lr=0.1, batch=12)
+        losses = [stepper.read_counters().loss for stepper in (whole, parts)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert largest_difference(copied(whole), copied(parts)) < 1e-5
 
 

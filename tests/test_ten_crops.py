@@ -76,7 +76,7 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_torchvision(data: Prepared, run: Path, split: str) -> tuple[Metrics, Metrics]:
     """Figures of ten crops and of the centre alone, of a run's best weights, image by image."""
     network = load_network(RunDir(run), data.manifest, CPU)
-    normaliser, crops = Normaliser(data.manifest, 0, CPU), TenCrop(28)
+    normaliser, crops = Normaliser(data.manifest, 0), TenCrop(28)
     found, path = [], data.shard_path(split, 0)
     for pixels in decoded(path):
         views = torch.stack(crops(torch.from_numpy(pixels).permute(2, 0, 1)))

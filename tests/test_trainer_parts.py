@@ -1,5 +1,8 @@
 """The trainer's pure parts: order of samples, normalisation, fusion weights."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +12,13 @@ from pipeline.format import manifest
 from tests.conftest import RAW, SUB4, WHOLE
 from trainer.data.feed import Plan
 from trainer.data.normalise import Normaliser
-from trainer.data.selection import parse_shards
+from trainer.data.selection import Prepared, parse_shards
 from trainer.fusion import fuse
+from trainer.process.seeds import mixed_seed
 from trainer.process.world import World
+from trainer.recipes.recipe import Recipe
 from trainer.run.evaluate import metrics
+from trainer.run.setup import make_plan
 
 
 def plan(batch_size: int, seed: int = 0, samples: int = 500, rank: int = 0, size: int = 1) -> Plan:
@@ -53,6 +59,19 @@ def test_processes_share_each_batch_fairly(batch: int, size: int) -> None:
         assert all(share.start % 4 == 0 for share in shares)
 
 
+def test_shares_that_synchronised_batch_norm_would_wait_for_are_refused(data: Path) -> None:
+    """Of 18 samples two processes take 8 and 10: two and three micro-batches of 4."""
+    prepared = Prepared(data / SUB4, manifest.load(data / SUB4))
+    world = World(1, 2, torch.device("cpu"))
+
+    def recipe(**values: Any) -> Recipe:
+        return Recipe(model="any", epochs=1, batch_size=18, micro_batch=4, **values)
+
+    make_plan(recipe(), prepared, world)
+    with pytest.raises(ConfigError, match=r"2 to 3 micro-batches each.*batch_size = 8"):
+        make_plan(recipe(sync_bn=True), prepared, world)
+
+
 def test_a_batch_larger_than_the_shard_is_the_shard() -> None:
     assert (plan(64, samples=10).steps, plan(64, samples=10).batch) == (1, 10)
     assert (plan(64, samples=100).steps, len(plan(64, samples=100).order(0))) == (1, 64)
@@ -62,14 +81,13 @@ def test_a_batch_larger_than_the_shard_is_the_shard() -> None:
 def test_normalised_batches_have_mean_0_and_deviation_1(data, folder: str) -> None:  # type: ignore[no-untyped-def]
     """Through the stock Loader, over all of train, per RGB channel."""
     from trainer.data.loader import ShardLoader
-    from trainer.data.selection import Prepared
 
     found = manifest.load(data / folder)
     prepared, cpu = Prepared(data / folder, found), torch.device("cpu")
     for k in range(min(2, found.preparation.splits)):
         loader = ShardLoader(prepared, "train", k, batch_size=32, device=cpu)
-        normaliser, order = Normaliser(found, k, cpu), np.arange(loader.samples)
-        batches = [normaliser(values.float()) for values, _ in loader.batches(order)]
+        normaliser, order = Normaliser(found, k), np.arange(loader.samples)
+        batches = [normaliser(values) for values, _ in loader.batches(order)]
         values = torch.cat(batches)
         assert len(values) == found.written("train")
         tolerance = 1e-3 if found.preparation.codec != "jpeg" else 0.03  # its decoder is inexact
@@ -141,3 +159,14 @@ def test_metrics_are_what_they_say() -> None:
     probabilities = torch.softmax(logits.double(), 1)
     expected = -np.log([probabilities[0, 0], probabilities[1, 0], probabilities[2, 1]]).mean()
     assert found.nll == pytest.approx(expected)
+
+
+def test_seeds_differ_in_what_a_generator_on_the_cpu_takes_of_them() -> None:
+    """Its low 32 bits, by seed as well as by step; and by what comes out of it."""
+    parts = [(seed, 1, step, 0) for seed in range(20) for step in (0, 1, 2, 2**24, 2**31)]
+    low = {mixed_seed(*each) & 0xFFFFFFFF for each in parts}
+    assert len(low) == len(parts)
+    draws = {torch.rand((), generator=torch.Generator().manual_seed(s)).item() for s in low}
+    assert len(draws) == len(parts)
+    bits = [bin(mixed_seed(n) ^ mixed_seed(n + 1)).count("1") for n in range(1000)]
+    assert abs(np.mean(bits) - 32) < 0.5

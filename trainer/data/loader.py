@@ -189,7 +189,7 @@ def check_samples(path: Path, expected: int, classes: int | None = None) -> int:
 @contextmanager
 def _iterating(loader: Any) -> Iterator[Any]:
     """FFCV's iterator is a thread: it ends here, not when the garbage collector likes."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         # FFCV's first copies, on streams of its own, wait for nothing; the device memory it is
         # given may be some that kernels launched earlier have yet to finish with.
         torch.cuda.current_stream().synchronize()

@@ -15,12 +15,11 @@ from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import write_json
 from pipeline.format import manifest
 from trainer.data.loader import ShardLoader
-from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
 from trainer.fusion import fuse
 from trainer.record.rundir import RunDir
 from trainer.run.evaluate import metrics, predict_split
-from trainer.run.network import load_network, recipe_of
+from trainer.run.network import load_predictor, recipe_of
 
 log = logging.getLogger(__name__)
 NAME = "ensemble.json"
@@ -105,12 +104,11 @@ def _all_logits(
     labels: dict[str, NDArray[np.int64]] = {}
     with progress_bar("ensemble", len(runs), "networks") as advance:
         for k, run in runs.items():
-            network = load_network(run, data.manifest, device)
-            normaliser = Normaliser(data.manifest, k, device)
+            predictor = load_predictor(run, data.manifest, k, device)
             batch = recipe_of(run).batch_size
             for split in splits:
                 loader = ShardLoader(data, split, k, batch_size=batch, device=device)
-                found, truth = predict_split(network, loader, normaliser)
+                found, truth = predict_split(predictor, loader)
                 if not torch.isfinite(found).all():
                     raise DamagedError(f"{run.path}: its answers are not finite; train it again")
                 logits[split].append(found.numpy())

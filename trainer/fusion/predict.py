@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from pipeline.errors import BadImageError, ConfigError, SourceError
 from pipeline.format import manifest
 from pipeline.planes.imaging import image_to_values
-from trainer.data.normalise import Normaliser
 from trainer.fusion import fuse
 from trainer.fusion.ensemble import NAME
 from trainer.process.device import pick_device
 from trainer.record.rundir import RunDir
-from trainer.run.network import load_network
+from trainer.run.network import load_predictor
 
 
 class Classifier:
@@ -28,8 +27,7 @@ class Classifier:
         self._weights = np.array([w for w in weights if w > 0])
         self.data = manifest.load(next(iter(runs.values())).path)
         self._device = device
-        self._networks = {k: load_network(run, self.data, device) for k, run in runs.items()}
-        self._normalisers = {k: Normaliser(self.data, k, device) for k in runs}
+        self._predictors = {k: load_predictor(r, self.data, k, device) for k, r in runs.items()}
 
     def classify(self, path: Path, top: int) -> list[tuple[str, float]]:
         """The most likely classes with probabilities. SourceError if `path` holds no image."""
@@ -54,9 +52,9 @@ class Classifier:
     def _logits(self, planes: NDArray[np.int8]) -> NDArray[np.float32]:
         """(networks, 1, classes)."""
         found = []
-        for k, network in self._networks.items():
-            values = torch.from_numpy(planes[k : k + 1]).to(self._device).float()
-            found.append(network(self._normalisers[k](values)).float().cpu().numpy())
+        for k, predictor in self._predictors.items():
+            values = torch.from_numpy(planes[k : k + 1]).to(self._device)
+            found.append(predictor(values).cpu().numpy())
         return np.stack(found)
 
 

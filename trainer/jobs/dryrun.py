@@ -31,7 +31,7 @@ def dry_run(group: Group, k: int) -> Iterator[str]:
     plan = make_plan(recipe, data, world)
     network = build_network(recipe, data.manifest)
     stepper = Stepper(network, recipe, world)
-    normaliser = Normaliser(data.manifest, k, device)
+    normaliser = Normaliser(data.manifest, k).to(device)
     augmenter = make_augmenter(recipe, data, k, plan, normaliser)
     steps = total_steps(recipe, plan)
     shape = "×".join(map(str, data.manifest.preparation.input_shape))
@@ -50,13 +50,14 @@ def dry_run(group: Group, k: int) -> Iterator[str]:
     at_once = min(recipe.micro_batch or plan.batch, plan.batch)
     seen = min(at_once, _MOST)
     inputs, targets = inputs[:seen], [(labels[:seen], weight) for labels, weight in targets]
-    for _ in range(_SCALES if stepper.scaler.is_enabled() else 1):
+    for _ in range(_SCALES if stepper.scaler.enabled else 1):
         saved = _SavedBytes(network)
         with saved:
-            loss = stepper.step(inputs, targets, 0.0, seen)
-        if loss is not None:
+            stepper.step(inputs, targets, 0.0, seen)
+        counters = stepper.read_counters()
+        if counters.counted:
             break
-    first = "not finite" if loss is None else f"{loss:.4f}"
+    first = f"{counters.loss:.4f}" if counters.counted else "not finite"
     yield f"the first {seen} of {plan.samples:,} images: loss {first}"
     yield _memory(network, stepper, saved.bytes * at_once // seen, at_once)
 

@@ -29,18 +29,23 @@ def groups(network: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def _sgd(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
+    sgd = torch.optim.SGD(
         parameters,
         lr=optimizer.lr,
         momentum=optimizer.momentum,
         nesterov=optimizer.nesterov,
+        fused=True,
     )
+    if optimizer.momentum:  # a first step that is skipped would leave them uninitialised
+        for weight in (p for group in sgd.param_groups for p in group["params"]):
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+    return sgd
 
 
 def _adam(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if optimizer.name == "adamw" else torch.optim.Adam
     betas = (optimizer.beta1, optimizer.beta2)
-    return kind(parameters, lr=optimizer.lr, betas=betas, amsgrad=optimizer.amsgrad)
+    return kind(parameters, lr=optimizer.lr, betas=betas, amsgrad=optimizer.amsgrad, fused=True)
 
 
 def _lars(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:

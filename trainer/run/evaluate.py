@@ -1,4 +1,8 @@
-"""A network and a split in; logits, accuracy and negative log-likelihood out."""
+"""Measures a network on a split: logits, accuracy and negative log-likelihood.
+
+One `Predictor` answers in training, in `ensemble` and in `predict`, so that the figures of all
+three are of the same arithmetic.
+"""
 
 import math
 from dataclasses import dataclass
@@ -12,6 +16,39 @@ from trainer.data.feed import Feed
 from trainer.data.normalise import Normaliser
 from trainer.process.stop import StopRequest
 from trainer.process.world import World
+
+
+class Predictor(nn.Module):
+    """A network with what stands before it: planes in, answers out. `dtype`: what matrix products
+    run in, None for float32; normalisation is float32 in any case.
+    """
+
+    def __init__(
+        self, network: nn.Module, normaliser: Normaliser, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.network, self.normaliser, self.dtype = network, normaliser, dtype
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Logits (B, classes) float32 of planes (B, C, h, w) as a feed gives them; of five crops
+        (B, 5, C, h, w) logarithms of the mean probabilities of them and their mirror images, of
+        which the network sees 5·B at a time.
+        """
+        if values.dim() == 4:
+            return self._logits(values)
+        crops = values.flatten(0, 1)
+        logits = [self._logits(seen).double() for seen in (crops, crops.flip(-1))]
+        views = torch.cat([part.view(*values.shape[:2], -1) for part in logits], dim=1)
+        mean = F.log_softmax(views, dim=2).logsumexp(dim=1) - math.log(views.shape[1])
+        return mean.float()
+
+    def _logits(self, values: Tensor) -> Tensor:
+        inputs, kind = self.normaliser(values), values.device.type
+        if kind == "cuda":
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(kind, self.dtype, enabled=self.dtype is not None):
+            logits: Tensor = self.network(inputs)
+        return logits.float()
 
 
 @dataclass(frozen=True)
@@ -46,9 +83,7 @@ def _means(sums: Tensor) -> Metrics:
 
 
 @torch.inference_mode()
-def evaluate(
-    network: nn.Module, feed: Feed, normaliser: Normaliser, world: World, stop: StopRequest
-) -> Metrics | None:
+def evaluate(predictor: Predictor, feed: Feed, world: World, stop: StopRequest) -> Metrics | None:
     """Metrics over the whole split, each sample counted once, whatever the number of processes.
 
     None where a stop was asked for meanwhile (of one process alone: several could not agree).
@@ -58,33 +93,26 @@ def evaluate(
     for values, labels in feed.batches(own):
         if stop and world.size == 1:
             return None
-        answers = _logits if values.dim() == 4 else _ten_crops
-        sums += _sums(answers(network, normaliser, values), labels)
+        sums += _sums(_answers(predictor, values, feed.batch_size), labels)
     return _means(world.sum(sums))
 
 
-def _logits(network: nn.Module, normaliser: Normaliser, values: Tensor) -> Tensor:
-    """(B, classes) float32 of values (B, C, h, w)."""
-    logits: Tensor = network(normaliser(values.float()))
-    return logits.float()
-
-
-def _ten_crops(network: nn.Module, normaliser: Normaliser, values: Tensor) -> Tensor:
-    """Logarithms (B, classes) of the mean probabilities of five crops (B, 5, C, h, w) and their
-    mirror images; the network sees 5·B at a time.
-    """
-    crops = values.flatten(0, 1)
-    logits = [_logits(network, normaliser, seen).double() for seen in (crops, crops.flip(-1))]
-    views = torch.cat([part.view(*values.shape[:2], -1) for part in logits], dim=1)
-    return F.log_softmax(views, dim=2).logsumexp(dim=1) - math.log(views.shape[1])
-
-
 @torch.inference_mode()
-def predict_split(network: nn.Module, feed: Feed, normaliser: Normaliser) -> tuple[Tensor, Tensor]:
+def predict_split(predictor: Predictor, feed: Feed) -> tuple[Tensor, Tensor]:
     """Logits (n, classes) float32 and labels (n,), on the CPU, in the order of the shard."""
-    network.eval()
     logits, labels = [], []
     for values, truth in feed.batches(np.arange(feed.samples)):
-        logits.append(_logits(network, normaliser, values).cpu())
+        logits.append(_answers(predictor, values, feed.batch_size).cpu())
         labels.append(truth.cpu().clone())
     return torch.cat(logits), torch.cat(labels)
+
+
+def _answers(predictor: Predictor, values: Tensor, batch_size: int) -> Tensor:
+    """Of a last partial batch too, which a GPU gets filled up: cuDNN looks for the fastest kernels
+    anew for each shape.
+    """
+    count = len(values)
+    if values.is_cuda and count < batch_size:
+        values = torch.cat([values, values[:1].expand(batch_size - count, *values.shape[1:])])
+    answers: Tensor = predictor(values)
+    return answers[:count]

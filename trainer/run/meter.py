@@ -9,6 +9,7 @@ import torch
 
 from trainer.data.loader import Batch
 from trainer.process.world import World
+from trainer.run.counters import Counters
 
 
 class Meter:
@@ -22,7 +23,6 @@ class Meter:
         """Leave out what was since the last row."""
         self._began, self._waited = time.monotonic(), 0.0
         self._images = 0
-        self._sums = torch.zeros(2, dtype=torch.float64, device=self._world.device)
 
     @property
     def age(self) -> float:
@@ -39,20 +39,16 @@ class Meter:
                 return
             yield batch
 
-    def add(self, loss: torch.Tensor | None, images: int) -> None:
-        """One step over `images`, of all processes; `loss`: this process' part, None if skipped."""
+    def add(self, images: int) -> None:
+        """One step over `images`, of all processes."""
         self._images += images
-        if loss is not None:
-            self._sums[0] += loss
-            self._sums[1] += 1
 
-    def row(self) -> dict[str, Any]:
+    def row(self, counters: Counters) -> dict[str, Any]:
         """Everything since the last row, which ends here. `wait` is a share of the time."""
         seconds = max(self.age, 1e-9)
-        loss, parts = self._world.sum(self._sums).tolist()
-        steps = parts / self._world.size
+        loss = float(self._world.sum(torch.tensor(counters.loss, dtype=torch.float64)))
         found = {
-            "loss": loss / steps if steps else None,
+            "loss": loss / counters.counted if counters.counted else None,
             "images_per_s": round(self._images / seconds, 1),
             "wait": round(self._waited / seconds, 4),
             "memory_mb": round(self._peak_memory() / 1e6, 1),

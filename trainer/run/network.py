@@ -6,11 +6,13 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.format.manifest import Manifest
 from trainer import models
-from trainer.process.device import free_memory
+from trainer.data.normalise import Normaliser
+from trainer.process.device import autocast_dtype, free_memory
 from trainer.recipes.cookbook import resolve
 from trainer.recipes.recipe import Recipe
 from trainer.record import checkpoint
 from trainer.record.rundir import RunDir
+from trainer.run.evaluate import Predictor
 
 
 def build_network(recipe: Recipe, data: Manifest) -> nn.Module:
@@ -43,6 +45,13 @@ def load_network(run: RunDir, data: Manifest, device: torch.device) -> nn.Module
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"{run.best} does not fit its recipe's network: {error}") from error
     return network.to(device).eval()
+
+
+def load_predictor(run: RunDir, data: Manifest, k: int, device: torch.device) -> Predictor:
+    """What answers for planes `k`: a run's best weights, in the precision of its recipe."""
+    dtype = autocast_dtype(recipe_of(run).precision, device)
+    network = load_network(run, data, device)
+    return Predictor(network, Normaliser(data, k).to(device), dtype).eval()
 
 
 def recipe_of(run: RunDir) -> Recipe:

@@ -20,7 +20,24 @@ def make_plan(recipe: Recipe, data: Prepared, world: World) -> Plan:
     )
     if plan.batch < world.size:
         raise ConfigError(f"batches of {plan.batch} samples cannot be shared by {world.size}")
+    if recipe.sync_bn and recipe.micro_batch:
+        _check_equal_turns(plan, recipe.micro_batch)
     return plan
+
+
+def _check_equal_turns(plan: Plan, size: int) -> None:
+    """Batch norm over all processes is computed once a micro-batch, by all of them together."""
+    world = plan.world
+    ranks = [World(rank, world.size, world.device) for rank in range(world.size)]
+    shares = [ranks[rank].share(plan.batch) for rank in range(world.size)]
+    turns = {-(-(share.stop - share.start) // size) for share in shares}
+    if len(turns) > 1:
+        raise ConfigError(
+            f"recipe: sync_bn with micro_batch = {size}: of batches of {plan.batch} samples "
+            f"{world.size} processes have {min(turns)} to {max(turns)} micro-batches each, and "
+            f"would wait for each other for ever; batch_size = {size * world.size} or a multiple "
+            "of it does"
+        )
 
 
 def check(recipe: Recipe, data: Prepared) -> None:

@@ -1,17 +1,20 @@
-"""A network and a recipe in; one step of training after the other, alone or with other processes.
+"""One step of training after the other, by one process or as one of several.
 
 Samples count the same whatever the shares: each process adds up the losses of its own, divided
 by the size of the whole batch, and gradients are added up over micro-batches and processes. A
 step whose gradients are not finite changes nothing, neither weights nor running statistics.
+
+Nothing here reads from the device: the host runs ahead of it, and a small network, whose kernels
+take less time than launching them, is not held up twice.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from trainer.methods import optim
 from trainer.methods.loss import batch_loss
@@ -19,13 +22,20 @@ from trainer.methods.mixing import Targets
 from trainer.process.device import autocast_dtype
 from trainer.process.world import World
 from trainer.recipes.recipe import Recipe
+from trainer.run import guard
+from trainer.run.average import AveragedWeights
+from trainer.run.counters import Counters, StepCounters
+from trainer.run.guard import LossScaler, Statistics
 
 
 class Stepper:
-    """The network, its optimiser, and what goes with them into a checkpoint."""
+    """The network, its optimiser, and what goes with them into a checkpoint.
+
+    `compiled`: by torch.compile. `dtype`: what matrix products run in, None for float32.
+    """
 
     def __init__(
-        self, network: nn.Module, recipe: Recipe, world: World, *, compile_network: bool = False
+        self, network: nn.Module, recipe: Recipe, world: World, *, compiled: bool = False
     ) -> None:
         self.recipe, self.world, device = recipe, world, world.device
         # on the CPU, channels-last convolutions of few channels corrupt memory (torch 2.15)
@@ -36,39 +46,40 @@ class Stepper:
         pure = recipe.precision == "half"
         self.network = network.to(device, torch.float16 if pure else None)
         self.network.to(memory_format=self._format)
-        self.ema = self._averaged() if recipe.ema else None
+        self._statistics = Statistics(self.network)
+        averaged = AveragedWeights(self.network, self._statistics, recipe.ema)
+        self.ema = averaged if recipe.ema else None
         self.optimizer = optim.build(self.network, recipe.optimizer)
-        self._dtype = autocast_dtype(recipe.precision, device)
-        scaled = self._dtype == torch.float16 and not pure
-        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
-        self._statistics = [b for b in self.network.buffers() if b is not None]
-        self._before = [buffer.clone() for buffer in self._statistics]
-        compiled = cast(nn.Module, torch.compile(network)) if compile_network else network
-        self._forward = compiled if world.size == 1 else self._distributed(compiled)
+        self.dtype = autocast_dtype(recipe.precision, device)
+        self.scaler = LossScaler(device, enabled=self.dtype == torch.float16 and not pure)
+        self._counters = StepCounters(device)
+        forward = self._compiled() if compiled else self.network
+        self._forward = forward if world.size == 1 else self._distributed(forward)
 
-    def step(self, inputs: Tensor, targets: Targets, lr: float, batch: int) -> Tensor | None:
-        """One update; the mean loss of this process' share of a batch of `batch` samples,
-        scaled by the share. None, and no update, if the gradients are not finite.
+    def step(self, inputs: Tensor, targets: Targets, lr: float, batch: int) -> None:
+        """One update by this process' share of a batch of `batch` samples; none if the gradients
+        are not finite. What came of it is in the counters.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        _copy(self._statistics, self._before)
+        self._statistics.keep()
         self.optimizer.zero_grad(set_to_none=True)
-        total = self._gradients(inputs, targets, batch)
-        self.scaler.unscale_(self.optimizer)
+        loss = self._gradients(inputs, targets, batch)
         weights = [p for p in self.network.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
-        finite = bool(torch.isfinite(norm))
-        if finite:
-            if clip := self.recipe.optimizer.clip_norm:
-                nn.utils.clip_grads_with_norm_(weights, clip, norm)
-            self.scaler.step(self.optimizer)
-        else:
-            _copy(self._before, self._statistics)
-        self.scaler.update()
-        if finite and self.ema is not None:
-            self.ema.update_parameters(self.network)
-        return total if finite else None
+        gradients = [p.grad for p in weights if p.grad is not None]
+        skipped = self.scaler.unscale(gradients)
+        if clip := self.recipe.optimizer.clip_norm:
+            nn.utils.clip_grads_with_norm_(weights, clip, _norm(gradients))
+        guard.update(self.optimizer, skipped)
+        self._statistics.restore(skipped)
+        self.scaler.update(skipped)
+        if self.ema is not None:
+            self.ema.update(skipped)
+        self._counters.add(loss, skipped)
+
+    def read_counters(self) -> Counters:
+        """What happened since the last reading; the only call here that waits for the device."""
+        return self._counters.read()
 
     def _gradients(self, inputs: Tensor, targets: Targets, batch: int) -> Tensor:
         """Forward and backward, `micro_batch` samples at a time; their loss over `batch`."""
@@ -82,7 +93,7 @@ class Stepper:
                 aims = [(labels[part], weight) for labels, weight in targets]
                 loss = batch_loss(logits, aims, self.recipe) / batch
                 # averaged over the processes by torch, where the sum is meant
-                torch.autograd.backward(self.scaler.scale(loss * self.world.size))
+                torch.autograd.backward(self.scaler.scaled(loss * self.world.size))
             total += loss.detach()
         return total
 
@@ -95,13 +106,13 @@ class Stepper:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Matrix products in the recipe's precision."""
-        if self._dtype is None:
+        if self.dtype is None:
             return nullcontext()
-        return torch.autocast(self.world.device.type, self._dtype)
+        return torch.autocast(self.world.device.type, self.dtype)
 
     def evaluated(self) -> nn.Module:
         """The network whose accuracy counts, the same in all processes, ready to predict."""
-        network = self.network if self.ema is None else self.ema.module
+        network = self.network if self.ema is None else self.ema.evaluated()
         self.world.broadcast([b for b in network.buffers() if b is not None])
         return network.eval()
 
@@ -111,6 +122,7 @@ class Stepper:
             "model": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "counters": self._counters.state(),
         }
         return state if self.ema is None else {**state, "ema": self.ema.state_dict()}
 
@@ -119,12 +131,19 @@ class Stepper:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self._counters.load_state(state["counters"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
 
-    def _averaged(self) -> AveragedModel:
-        average = get_ema_multi_avg_fn(self.recipe.ema)  # type: ignore[no-untyped-call]
-        return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+    def _compiled(self) -> nn.Module:
+        """With CUDA graphs where one network's whole forward pass is one call a step: they launch
+        all kernels of a small network at once, but a gradient of an earlier micro-batch would be
+        overwritten.
+        """
+        alone = self.world.size == 1 and not self.recipe.micro_batch
+        graphs = alone and self.world.device.type == "cuda"
+        mode = "reduce-overhead" if graphs else "default"
+        return cast(nn.Module, torch.compile(self.network, mode=mode))
 
     def _distributed(self, network: nn.Module) -> nn.Module:
         device = self.world.device
@@ -137,6 +156,7 @@ class Stepper:
         return cast(DistributedDataParallel, self._forward).no_sync()
 
 
-def _copy(source: list[Tensor], target: list[Tensor]) -> None:
-    if source:
-        torch._foreach_copy_(target, source)
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """() float32; of float16 gradients too, where torch's own is infinite from 65,504 on."""
+    norms: Sequence[Tensor] = torch._foreach_norm(gradients, 2.0, torch.float32)
+    return torch.stack(list(norms)).square().sum().sqrt()

@@ -23,13 +23,15 @@ from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared, selection_split
 from trainer.methods.schedule import lr_at
 from trainer.process.device import seed_torch
+from trainer.process.seeds import MASKS, mixed_seed
 from trainer.process.stop import StopRequest
 from trainer.process.world import World
 from trainer.recipes.recipe import Recipe
 from trainer.record.logbook import Logbook
 from trainer.record.rundir import RunDir
 from trainer.run import pretrained
-from trainer.run.evaluate import Metrics, evaluate
+from trainer.run.counters import Counters
+from trainer.run.evaluate import Metrics, Predictor, evaluate
 from trainer.run.execution import Due, Execution
 from trainer.run.kept import Kept, Progress
 from trainer.run.meter import Meter
@@ -71,12 +73,12 @@ class Trainer:
         self.data, self.k, self.recipe, self.run = data, k, recipe, run
         self.world, self.stop, self.execution = world, stop, execution
         self.plan = make_plan(recipe, data, world)
-        self.normaliser = Normaliser(data.manifest, k, world.device)
+        self.normaliser = Normaliser(data.manifest, k).to(world.device)
         network = build_network(recipe, data.manifest)
         if weights is not None:
             pretrained.start_from(network, weights)
         compiled = execution.compile_network
-        self.stepper = Stepper(network, recipe, world, compile_network=compiled)
+        self.stepper = Stepper(network, recipe, world, compiled=compiled)
         self.kept = Kept(
             run, self.stepper, world, {"shard": k, "deterministic": execution.deterministic}
         )
@@ -178,25 +180,30 @@ class Trainer:
     def _step(self, values: Tensor, labels: Tensor, epoch: int) -> None:
         state = self.progress
         # for dropout and the like, which draw from torch's own state
-        seed_torch((self.recipe.seed << 32) + (state.step << 8) + self.world.rank, values.device)
+        seed = mixed_seed(self.recipe.seed, MASKS, state.step, self.world.rank)
+        seed_torch(seed, values.device)
         inputs, targets = self.augmenter(values, labels, epoch, state.step)
-        loss = self.stepper.step(inputs, targets, self._rate(state.step), self.plan.batch)
-        self.meter.add(loss, self.plan.batch)
+        self.stepper.step(inputs, targets, self._rate(state.step), self.plan.batch)
+        self.meter.add(self.plan.batch)
         state.step += 1
-        state.bad_in_a_row = 0 if loss is not None else state.bad_in_a_row + 1
-        state.nan_grads += loss is None
-        if state.bad_in_a_row >= MAX_BAD_STEPS:
+
+    def _count(self) -> Counters:
+        """What the steps since the last row came to; waits for the device."""
+        found, state = self.stepper.read_counters(), self.progress
+        state.nan_grads, state.bad_in_a_row = found.skipped, found.in_a_row
+        if found.longest >= MAX_BAD_STEPS:
             raise DivergedError(
                 f"{self.run.path}: gradients were not finite in {MAX_BAD_STEPS} steps in a row "
-                f"(step {state.step}); last.pt, if any, is from before. Try a lower optimizer.lr"
+                f"(by step {state.step}); last.pt, if any, is from before. Try a lower optimizer.lr"
             )
+        return found
 
     def _after_step(self) -> None:
         """Log, save and stop where that is due, in all processes at the same step."""
         step, wanted = self.progress.step, _NOTHING
         if self.stop:
             wanted = _STOP
-        elif self._due.after(step) and not self.progress.bad_in_a_row:
+        elif self._due.after(step):
             wanted = _SAVE
         elif (
             self._epoch_ends
@@ -208,7 +215,7 @@ class Trainer:
         wanted = self.world.highest(wanted)
         if wanted >= _LOG:
             self._log_training()
-        if wanted >= _SAVE:
+        if wanted >= _SAVE and (wanted == _STOP or not self.progress.bad_in_a_row):
             self._due.done()
             self.kept.save()
         if wanted == _STOP:
@@ -250,9 +257,9 @@ class Trainer:
 
     def _evaluate(self, split: Feed) -> Metrics | None:
         """None if a stop was asked for meanwhile."""
-        with self.stepper.autocast():
-            network = self.stepper.evaluated()
-            return evaluate(network, split, self.normaliser, self.world, self.stop)
+        network = self.stepper.evaluated()
+        predictor = Predictor(network, self.normaliser, self.stepper.dtype).eval()
+        return evaluate(predictor, split, self.world, self.stop)
 
     def _open_log(self) -> Logbook:
         return Logbook(
@@ -281,7 +288,7 @@ class Trainer:
         state.seconds += self.meter.age
         if self._timing_begins:
             state.timed_from = state.seconds
-        figures = self.meter.row()
+        figures = self.meter.row(self._count())
         self.logbook.row(
             "train",
             step=state.step,

@@ -1,0 +1,58 @@
+"""An exponential moving average of a network's weights, as good as the last one and steadier."""
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from trainer.run.guard import Statistics
+
+
+class AveragedWeights:
+    """`decay`: the share of the average that a step leaves. The first step's weights are the first
+    average. torch's own AveragedModel reads a counter from the device at each step.
+    """
+
+    def __init__(self, network: nn.Module, statistics: Statistics, decay: float) -> None:
+        self.module = deepcopy(network).eval().requires_grad_(requires_grad=False)
+        own = Statistics(self.module)
+        self._pairs = [
+            (
+                [p.detach() for p in self.module.parameters()],
+                [p.detach() for p in network.parameters()],
+            )
+        ]
+        for averaged, flat in zip(own.flat, statistics.flat, strict=True):
+            if flat.is_floating_point():
+                self._pairs.append(([averaged], [flat]))
+        self._counts = [(a, f) for a, f in zip(own.flat, statistics.flat, strict=True)
+                        if not f.is_floating_point()]  # fmt: skip
+        device = next(network.parameters()).device
+        self._steps = torch.zeros((), device=device)
+        self._new = torch.full((), 1 - decay, device=device)  # the share of a step's weights
+
+    def update(self, skipped: Tensor) -> None:
+        """Take in the weights after a step, if it counted."""
+        share = torch.where(self._steps > 0, self._new, 1.0) * (1 - skipped)
+        for averaged, now in self._pairs:
+            # lerp, but no lerp over lists takes its weight from the device
+            change = torch._foreach_sub(now, averaged)
+            torch._foreach_mul_(change, share)
+            torch._foreach_add_(averaged, change)
+        self._steps += 1 - skipped
+
+    def evaluated(self) -> nn.Module:
+        """The averaged network; what is counted rather than averaged is the network's own."""
+        for averaged, flat in self._counts:
+            averaged.copy_(flat)
+        return self.module
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights, and how many steps are in them."""
+        return {**self.module.state_dict(), "n_averaged": self._steps.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        weights = dict(state)
+        self._steps.copy_(weights.pop("n_averaged"))
+        self.module.load_state_dict(weights)

@@ -1,0 +1,121 @@
+"""What keeps a step whose gradients are not finite from changing anything, decided on the device.
+
+Reading the decision would make the host wait for the device in every step, so all of it goes by a
+tensor `skipped`: () float32, 1 for a step that must not count, else 0.
+"""
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_FIRST_SCALE, _GROWTH, _BACKOFF, _INTERVAL = 2.0**16, 2.0, 0.5, 2000  # as torch's GradScaler
+FUSED = (torch.optim.SGD, torch.optim.Adam)  # AdamW is an Adam; their kernels look at found_inf
+
+
+class LossScaler:
+    """Scales the loss for float16, and finds gradients that are not finite in any precision.
+
+    torch's GradScaler does the first, but reads from the device for any optimiser that is not
+    fused, does nothing of the second where it is not enabled, and refuses a state that a run wrote
+    on a machine that trains in bfloat16.
+    """
+
+    def __init__(self, device: torch.device, enabled: bool) -> None:
+        self.enabled = enabled
+        self.scale = torch.full((), _FIRST_SCALE, device=device)
+        self._tracker = torch.zeros((), dtype=torch.int32, device=device)
+        self._one = torch.ones((), device=device)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What backward is to start from."""
+        return loss * self.scale if self.enabled else loss
+
+    def unscale(self, gradients: list[Tensor]) -> Tensor:
+        """`skipped`; the gradients are divided by the scale in place."""
+        skipped = torch.zeros_like(self.scale)
+        inverse = self.scale.double().reciprocal().float() if self.enabled else self._one
+        for alike in _by_dtype(gradients):
+            torch._amp_foreach_non_finite_check_and_unscale_(alike, skipped, inverse)
+        return skipped
+
+    def update(self, skipped: Tensor) -> None:
+        """Halve the scale after a step that overflowed, double it after many that did not."""
+        if self.enabled:
+            torch._amp_update_scale_(
+                self.scale, self._tracker, skipped, _GROWTH, _BACKOFF, _INTERVAL
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Scale, and steps since it last changed."""
+        return {"scale": self.scale.cpu(), "tracker": self._tracker.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        self.scale.copy_(state["scale"])
+        self._tracker.copy_(state["tracker"])
+
+
+class Statistics:
+    """A network's buffers, those of a dtype in one tensor of which they become views: kept before
+    a step and put back after one that must not count, in two kernels a dtype instead of two a
+    buffer. Not to be used once the network is moved or cast.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        owners = [
+            (module, name, buffer)
+            for module in network.modules()
+            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
+        ]
+        places: dict[Tensor, Tensor] = {}
+        self.flat: list[Tensor] = []
+        for alike in _by_dtype(list({id(buffer): buffer for *_, buffer in owners}.values())):
+            flat = torch.cat([buffer.flatten() for buffer in alike])
+            parts = torch.split(flat, [buffer.numel() for buffer in alike])
+            places |= {b: part.view(b.shape) for b, part in zip(alike, parts, strict=True)}
+            self.flat.append(flat)
+        for module, name, buffer in owners:
+            module._buffers[name] = places[buffer]
+        self._before = [flat.clone() for flat in self.flat]
+
+    def keep(self) -> None:
+        """Remember the buffers as they are now."""
+        for flat, before in zip(self.flat, self._before, strict=True):
+            before.copy_(flat)
+
+    def restore(self, skipped: Tensor) -> None:
+        """Put back what was kept, if the step must not count."""
+        for flat, before in zip(self.flat, self._before, strict=True):
+            torch.where(skipped > 0, before, flat, out=flat)
+
+
+@torch.no_grad()
+def update(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+    """A step of the optimiser, if it is to count.
+
+    LARS and LAMB know nothing of it: their weights and momenta are kept and put back. (LAMB's own
+    count of steps, which corrects the bias of the first ones, goes on.)
+    """
+    if isinstance(optimizer, FUSED):
+        vars(optimizer).update(grad_scale=None, found_inf=skipped)
+        optimizer.step()
+        return
+    kept = {tensor: tensor.clone() for tensor in _tensors(optimizer)}
+    optimizer.step()
+    for tensor in _tensors(optimizer):  # what the first step made was 0 before
+        tensor.copy_(torch.where(skipped > 0, kept.get(tensor, torch.zeros_like(tensor)), tensor))
+
+
+def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights and what the optimiser keeps of each."""
+    weights: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
+    states: list[Any] = [v for state in optimizer.state.values() for v in state.values()]
+    return weights + [v for v in states if isinstance(v, Tensor)]
+
+
+def _by_dtype(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Lists of one dtype each: kernels over lists take a slow path for mixed ones."""
+    ordered = sorted(tensors, key=lambda tensor: str(tensor.dtype))
+    return [list(alike) for _, alike in groupby(ordered, key=lambda tensor: tensor.dtype)]
