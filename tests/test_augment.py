@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.transforms import v2
 
 from pipeline import transforms
 from pipeline.preparation import Preparation, preparation
 from pipeline.planes.splitter import Splitter
 from trainer.methods import mixing
-from trainer.methods.augment import Augmenter, erase, mirror, translate
+from trainer.methods.augment import Augmenter, erase, mirror, sides, translate
+from trainer.methods.draws import BLOCK
 from trainer.methods.loss import batch_loss
 from trainer.recipes.recipe import Augment, Recipe
 
@@ -25,7 +25,7 @@ def augmenter(
 ) -> Augmenter:  # fmt: skip
     prep = prep or preparation("any", 4, size=32)
     whole = slice(0, batch)
-    return Augmenter(augment, prep, k, seed, lambda x: x, batch, share or whole)
+    return Augmenter(augment, prep, k, seed, torch.Tensor.float, batch, share or whole)
 
 
 def batch(size: int = 16, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,12 +36,12 @@ def batch(size: int = 16, side: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_translate_moves_and_fills_with_mid_grey() -> None:
     values = torch.arange(1.0, 33.0).reshape(2, 1, 4, 4)
-    moved = translate(values, np.array([[1, 0], [0, -2]]))
+    moved = translate(values, torch.tensor([[1, 0], [0, -2]]), 2)
     assert (moved[0, 0, 1:] == values[0, 0, :-1]).all()
     assert (moved[0, 0, 0] == 0).all()
     assert (moved[1, 0, :, :2] == values[1, 0, :, 2:]).all()
     assert (moved[1, 0, :, 2:] == 0).all()
-    assert (translate(values, np.zeros((2, 2), np.int64)) == values).all()
+    assert (translate(values, torch.zeros(2, 2, dtype=torch.int64), 1) == values).all()
 
 
 @pytest.mark.parametrize("flip", sorted(DIMS))
@@ -82,7 +82,7 @@ def test_augmentation_depends_on_seed_epoch_and_step_alone() -> None:
     again, same = run(values, labels, 3, 7)
     assert (again == first).all()
     assert [w for _, w in same] == [w for _, w in targets]
-    for seed, epoch, step in ((5, 3, 8), (5, 4, 7), (6, 3, 7)):
+    for seed, epoch, step in ((5, 3, 8), (5, 3, 7 + BLOCK), (5, 4, 7), (6, 3, 7)):
         other, _ = augmenter(ALL, seed=seed)(values, labels, epoch, step)
         assert (other != first).any()
 
@@ -105,13 +105,13 @@ def test_processes_together_augment_as_one_would(mix: dict[str, float]) -> None:
 def test_cutout_squares_lie_anywhere_and_are_clipped_at_the_border() -> None:
     """Centres are uniform over the plane, so that squares hang over each border."""
     run = augmenter(Augment(horizontal_flip=False, cutout=6), batch=4000)
-    boxes = run.draw(0, 0).boxes[:, 0]
+    boxes = run.draws(0, 0).boxes[0, :, 0]
     assert (boxes[:, 1] - boxes[:, 0] == 6).all()
     assert (boxes[:, 3] - boxes[:, 2] == 6).all()
     assert (boxes[:, 0].min(), boxes[:, 0].max()) == (-3, 12)
     assert abs(np.bincount(boxes[:, 2] + 3, minlength=16) / 4000 - 1 / 16).max() < 0.02
     values = torch.ones(2, 3, 16, 16)
-    erased = erase(values, torch.tensor([[[-3, 3, 12, 18]], [[0, 0, 0, 0]]]))
+    erased = erase(values, *sides(torch.tensor([[-3, 3, 12, 18], [0, 0, 0, 0]]), (16, 16)))
     assert (erased[0, :, :3, 12:] == 0).all()
     assert erased[0].sum() == 3 * (256 - 3 * 4)
     assert (erased[1] == 1).all()
@@ -122,7 +122,7 @@ def test_random_erasing_has_the_areas_and_ratios_of_its_paper() -> None:
     from torchvision.transforms import RandomErasing
 
     run = augmenter(Augment(erasing=0.5), 20000, prep=preparation("any", 4, size=112))
-    boxes = run.draw(0, 0).boxes[:, 0]
+    boxes = run.draws(0, 0).boxes[0, :, 0]
     height, width = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
     chosen = height > 0
     assert abs(chosen.mean() - 0.5) < 0.02
@@ -139,43 +139,19 @@ def test_random_erasing_has_the_areas_and_ratios_of_its_paper() -> None:
     assert abs(ratio.std() - np.log(theirs[:, 0] / theirs[:, 1]).std()) < 0.03
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
-def test_policies_are_torchvision_s_on_each_image_by_its_own_seed(name: str, channels: int) -> None:
-    """Whoever holds the share, and whatever torch's own state, which stays as it is."""
-    prep = preparation("any", 1, size=32)
-    augment = Augment(horizontal_flip=False, policy=name, policy_operations=3, policy_magnitude=12)
-    values, labels = batch(12, 32)
-    values = values[:, :channels]
-    whole = augmenter(augment, 12, prep=prep)
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    found, _ = whole(values, labels, 2, 9)
-    assert torch.get_rng_state().equal(before)
-    parts = [
-        augmenter(augment, 12, share, prep=prep)(values[share], labels[share], 2, 9)[0]
-        for share in (slice(0, 5), slice(5, 12))
-    ]
-    assert found.equal(torch.cat(parts))
-    theirs = {
-        "randaugment": v2.RandAugment(num_ops=3, magnitude=12, fill=128),
-        "trivialaugment": v2.TrivialAugmentWide(fill=128),
-    }[name]
-    for image, changed, seed in zip(values, found, whole.draw(2, 9).seeds, strict=True):
-        torch.manual_seed(int(seed))
-        grey = (image.to(torch.int16) + 128).to(torch.uint8)
-        assert theirs(grey).equal((changed + 128).to(torch.uint8))
-    assert len(whole.draw(2, 9).seeds.tolist()) == 12
-    assert not found.equal(values.float())
-
-
 def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def partner(size: int) -> mixing.Partner:
+    return lambda turn: mixing.partners(size, turn)
+
+
 def test_mixup_weighs_images_as_it_weighs_labels() -> None:
     values, labels = batch(8)
-    mixed, [(own, w), (other, rest)] = mixing.mixup(values.float(), labels, 0.4, rng(3))
+    mixed, [(own, w), (other, rest)] = mixing.Mixup.draw(0.4, rng(3))(
+        values.float(), labels, partner(8)
+    )
     assert w + rest == pytest.approx(1)
     assert own.equal(labels)
     assert other.tolist() == [1, 2, 3, 0, 5, 6, 7, 4]
@@ -187,7 +163,9 @@ def test_cutmix_weighs_by_the_box_that_is_left_after_clipping() -> None:
     clipped = 0
     for seed in range(50):
         drawn = rng(seed).beta(1.0, 1.0)
-        mixed, [(_, w), (other, rest)] = mixing.cutmix(values, torch.arange(8), 1.0, rng(seed))
+        mixed, [(_, w), (other, rest)] = mixing.Cutmix.draw(1.0, (20, 20), rng(seed))(
+            values, torch.arange(8), partner(8)
+        )
         taken = (mixed[0, 0] == other[0]).float().mean().item()
         assert taken == pytest.approx(rest)
         assert w + rest == pytest.approx(1)
@@ -198,7 +176,9 @@ def test_cutmix_weighs_by_the_box_that_is_left_after_clipping() -> None:
 def test_ricap_weighs_four_images_by_their_areas() -> None:
     values = torch.arange(8.0)[:, None, None, None].expand(8, 3, 20, 20)
     for seed in range(20):
-        mixed, targets = mixing.ricap(values, torch.arange(8), 0.3, rng(seed))
+        mixed, targets = mixing.Ricap.draw(0.3, (20, 20), rng(seed))(
+            values, torch.arange(8), partner(8)
+        )
         assert sum(weight for _, weight in targets) == pytest.approx(1)
         assert len({int(labels[0]) for labels, _ in targets}) == 4
         for labels, weight in targets:
@@ -211,9 +191,9 @@ def test_dual_cutout_gives_two_views_with_a_square_each_and_weighs_their_differe
     run = augmenter(Augment(horizontal_flip=False, cutout=6, dual_cutout=0.1), batch=8)
     views, targets = run(values, labels, 0, 0)
     assert views.shape == (8, 2, 3, 16, 16)
-    boxes = torch.from_numpy(run.draw(0, 0).boxes)
+    boxes = torch.from_numpy(run.draws(0, 0).boxes[0])
     for view in (0, 1):
-        assert views[:, view].equal(erase(values.float(), boxes[:, view : view + 1]))
+        assert views[:, view].equal(erase(values.float(), *sides(boxes[:, view], (16, 16))))
     assert not views[:, 0].equal(views[:, 1])
     logits = torch.randn(8, 2, 8, generator=torch.Generator().manual_seed(1))
     settings = recipe(augment=Augment(cutout=6, dual_cutout=0.1))

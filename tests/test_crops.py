@@ -19,8 +19,10 @@ from pipeline.format.beton import ALLOCATION, HEADER, RGB_IMAGE, BetonReader
 from pipeline.format.codec import decode_whole
 from tests.conftest import RAW, SHORTEST, WHOLE, spectral_here
 from trainer.data.crops import RATIO, SCALE, RandomCropDecoder, random_box
+from trainer.data.feed import Plan
 from trainer.data.loader import ShardLoader
 from trainer.data.selection import Prepared
+from trainer.process.world import World
 
 CPU = torch.device("cpu")
 MASK = 2**64 - 1
@@ -64,7 +66,7 @@ def decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
 def cropped(loader: ShardLoader, seed: int, epoch: int) -> NDArray[np.int8]:
     """The crop of each sample, in their order, read in another one."""
     order = np.random.default_rng([seed, epoch]).permutation(loader.samples)
-    loader.draw(seed, epoch)
+    loader.draw(seed, epoch, order)
     return values_of(loader, order)[np.argsort(order)]
 
 
@@ -137,7 +139,7 @@ def test_boxes_are_spread_like_torchvisions(height: int, width: int) -> None:
     assert np.abs(correlated[0] - correlated[1]).max() < 0.04
 
 
-def test_crops_depend_on_seed_epoch_and_sample_alone(data: Path) -> None:
+def test_crops_depend_on_seed_epoch_and_position_alone(data: Path) -> None:
     """Not on threads, batches, order, or numba's and NumPy's global state."""
     folder = data / SHORTEST
     loader = shard_loader(folder)
@@ -148,9 +150,32 @@ def test_crops_depend_on_seed_epoch_and_sample_alone(data: Path) -> None:
         assert same.mean() < 0.1
     assert (cropped(loader, 3, 1) == first).all()
     assert (cropped(shard_loader(folder, batch=7, threads=1), 3, 1) == first).all()
-    loader.draw(3, 1)
     some = np.array([70, 5, 33])  # as in an epoch that is entered in its middle
+    loader.draw(3, 1, some)
     assert (values_of(loader, some) == first[some]).all()
+
+
+def test_an_image_that_comes_several_times_is_cropped_otherwise_each_time(data: Path) -> None:
+    """Also where several processes share a batch: the same crops as one would see."""
+    prepared = Prepared(data / SHORTEST, manifest.load(data / SHORTEST))
+
+    def seen(rank: int, size: int) -> NDArray[np.int8]:
+        """(steps, share of a batch, pixels)."""
+        world = World(rank, size, torch.device("cpu"))
+        plan = Plan(samples=90, batch_size=16, seed=4, world=world, repeats=4)
+        own = plan.share.stop - plan.share.start
+        loader = ShardLoader(
+            prepared, "train", 0, batch_size=own, device=world.device, random_crops=True
+        )
+        loader.draw(4, 1, plan.positions(2))
+        values = values_of(loader, plan.order(1, 2))
+        return values.reshape(plan.steps - 2, own, -1)
+
+    whole = seen(0, 1)
+    for batch in whole.reshape(len(whole), 4, 4, -1):
+        for image in batch.transpose(1, 0, 2):  # four times, in four groups
+            assert len(np.unique(image, axis=0)) == 4
+    assert (np.concatenate([seen(0, 2), seen(1, 2)], axis=1) == whole).all()
 
 
 def test_crops_are_parts_of_the_image_resized_by_area(data: Path) -> None:
@@ -228,6 +253,7 @@ def test_a_damaged_image_is_an_error_that_names_it(
     path.write_bytes(content)
     for random, five in ((True, False), (False, False), (False, True)):
         loader = shard_loader(copy, random=random, five=five, batch=1 if random else 16)
+        loader.draw(0, 0, np.arange(loader.samples))
         with pytest.raises(DamagedError, match=rf"{path}: sample 37 cannot be read: its"):
             list(loader.batches(np.arange(loader.samples)))
 
@@ -239,9 +265,9 @@ def test_training_draws_other_crops_in_each_epoch_and_repeats(
     drawn: list[tuple[int, int]] = []
     draw = RandomCropDecoder.draw
 
-    def noted(self: RandomCropDecoder, seed: int, epoch: int) -> None:
+    def noted(self: RandomCropDecoder, seed: int, epoch: int, positions: NDArray[np.int64]) -> None:
         drawn.append((seed, epoch))
-        draw(self, seed, epoch)
+        draw(self, seed, epoch, positions)
 
     monkeypatch.setattr(RandomCropDecoder, "draw", noted)
     weights = []

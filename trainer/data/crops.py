@@ -1,8 +1,9 @@
 """FFCV operations for whole images, JPEG or raw: centre, corners, or seeded random crops.
 
-A random crop is a pure function of (seed, epoch, sample), whatever the number of threads or
-the order; FFCV's own draws from numba's global state, which nothing seeds. And FFCV's decoders
-ignore what the JPEG library says of a damaged file; these keep a status of each sample.
+A random crop is a pure function of (seed, epoch, position in the epoch), whatever the number of
+threads or processes, so that an image that comes several times is seen in other crops; FFCV's own
+draws from numba's global state, which nothing seeds. And FFCV's decoders ignore what the JPEG
+library says of a damaged file; these keep a status of each sample.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.format.beton import MODE_JPEG, MODE_RAW
 from trainer.data.field import CORRUPT, OK, WRONG_SIZE
@@ -42,11 +44,11 @@ def _mix(x: Any) -> Any:
 
 
 @numba.njit(error_model="numpy")
-def _key(seed: Any, epoch: Any, sample: Any) -> Any:
-    """The state of a generator of its own for each (seed, epoch, sample)."""
+def _key(seed: Any, epoch: Any, position: Any) -> Any:
+    """The state of a generator of its own for each (seed, epoch, position)."""
     key = _mix(np.uint64(seed) + _WEYL)
     key = _mix((key ^ np.uint64(epoch)) + _WEYL)
-    return _mix((key ^ np.uint64(sample)) + _WEYL)
+    return _mix((key ^ np.uint64(position)) + _WEYL)
 
 
 @numba.njit(error_model="numpy")
@@ -57,9 +59,9 @@ def _uniform(key: Any, draw: Any, low: Any, high: Any) -> Any:
 
 
 @numba.njit(error_model="numpy")
-def random_box(seed: Any, epoch: Any, sample: Any, height: Any, width: Any) -> Any:
-    """(top, left, height, width) in px of a sample's crop: torchvision's RandomResizedCrop."""
-    key, area = _key(seed, epoch, sample), float(height * width)
+def random_box(seed: Any, epoch: Any, position: Any, height: Any, width: Any) -> Any:
+    """(top, left, height, width) in px of an image's crop: torchvision's RandomResizedCrop."""
+    key, area = _key(seed, epoch, position), float(height * width)
     low, high = np.log(RATIO[0]), np.log(RATIO[1])
     for attempt in range(_TRIES):
         target = area * _uniform(key, 4 * attempt, SCALE[0], SCALE[1])
@@ -117,14 +119,16 @@ def _pixels(data: Any, mode: Any, height: Any, width: Any, out: Any) -> Any:
 
 
 @numba.njit(error_model="numpy")
-def _decode(row: Any, sample: Any, value: Any, scratch: Any, storage: Any, draw: Any) -> Any:
-    """A status; one sample's crop lies in value, (h, w, 3)."""
+def _decode(row: Any, value: Any, scratch: Any, storage: Any, draw: Any) -> Any:
+    """A status; one sample's crop lies in value, (h, w, 3). draw: its (seed, epoch, position), or
+    nothing for the centre.
+    """
     height, width, side = np.int64(row["height"]), np.int64(row["width"]), value.shape
     data = _payload(row["data_ptr"], storage)
     if len(draw) == 0 and (height, width) == side[:2]:
         return _pixels(data, row["mode"], height, width, value)
     if len(draw):
-        top, left, h, w = random_box(draw[0], draw[1], sample, height, width)
+        top, left, h, w = random_box(draw[0], draw[1], draw[2], height, width)
     else:
         h, w = side[0], side[1]
         top, left = (height - h) // 2, (width - w) // 2
@@ -141,19 +145,18 @@ def _decode(row: Any, sample: Any, value: Any, scratch: Any, storage: Any, draw:
 
 @numba.njit(parallel=True, nogil=True, error_model="numpy")
 def _decode_batch(
-    indices: Any, values: Any, status: Any, metadata: Any, storage: Any, draw_at: Any, largest: Any
+    indices: Any, values: Any, status: Any, metadata: Any, storage: Any, draws: Any, largest: Any
 ) -> None:
-    """draw_at: address of (seed, epoch), or 0 for the centre; largest: bytes of an image."""
+    """draws: (B, 3) uint64, (seed, epoch, position), or (B, 0) for the centre; largest: bytes of
+    an image.
+    """
     scratch = np.empty((numba.get_num_threads(), largest), np.uint8)
-    draw = np.empty(2 if draw_at else 0, np.uint64)
-    if draw_at:
-        _memcpy(draw_at, draw.ctypes.data, 16)
     with numba.parallel_chunksize(1):
         for i in numba.prange(len(indices)):
             # Two dimensions: FFCV changes numba's type of one-dimensional uint8 arrays in place.
             thread = numba.get_thread_id()  # type: ignore[attr-defined]
-            room, sample = scratch[thread : thread + 1], indices[i]
-            status[i] = _decode(metadata[sample], sample, values[i], room, storage, draw)
+            room = scratch[thread : thread + 1]
+            status[i] = _decode(metadata[indices[i]], values[i], room, storage, draws[i])
 
 
 @numba.njit(error_model="numpy")
@@ -200,7 +203,6 @@ class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
         CORRUPT: "its JPEG file is damaged",
         WRONG_SIZE: "its image is of another size than its row says, or too small",
     }
-    _draw_at = 0
 
     def __init__(self, output: tuple[int, int]) -> None:
         super().__init__()
@@ -214,11 +216,12 @@ class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
 
     def generate_code(self) -> Callable[..., Any]:
         """A stock Loader compiles the returned function anew each time, so it only calls."""
-        draw_at, largest = self._draw_at, self._largest()
+        largest = self._largest()
 
         def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
             values, status = memory
-            _decode_batch(indices, values, status, metadata, storage_state, draw_at, largest)
+            centre = np.empty((len(indices), 0), np.uint64)
+            _decode_batch(indices, values, status, metadata, storage_state, centre, largest)
             return values[: len(indices)]
 
         return decode
@@ -249,14 +252,27 @@ class FiveCropDecoder(CentreDecoder):
 
 
 class RandomCropDecoder(CentreDecoder):
-    """Random crops instead of the centre, resized to `output` by FFCV's own function."""
+    """Random crops instead of the centre, resized to `output` by FFCV's own function. For loaders
+    that do not compile it.
+    """
 
-    def __init__(self, output: tuple[int, int]) -> None:
-        super().__init__(output)
-        # Compiled code reads them here, at a fixed address: what it closes over is a constant.
-        self._draw = np.zeros(2, np.uint64)
-        self._draw_at = self._draw.ctypes.data
+    _draws: NDArray[np.uint64]
 
-    def draw(self, seed: int, epoch: int) -> None:
-        """Which crops follow; not while an epoch is being read."""
-        self._draw[:] = seed, epoch
+    def draw(self, seed: int, epoch: int, positions: NDArray[np.int64]) -> None:
+        """Which crops follow, batch by batch; not while an epoch is being read."""
+        draws = np.empty((len(positions), 3), np.uint64)
+        draws[:, 0], draws[:, 1], draws[:, 2] = seed, epoch, positions
+        self._draws = draws
+
+    def generate_code(self) -> Callable[..., Any]:
+        """Batches come in order, and one after the other."""
+        largest = self._largest()
+
+        def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
+            values, status = memory
+            draws, self._draws = self._draws[: len(indices)], self._draws[len(indices) :]
+            assert len(draws) == len(indices), "crops are to be drawn before each pass"
+            _decode_batch(indices, values, status, metadata, storage_state, draws, largest)
+            return values[: len(indices)]
+
+        return decode

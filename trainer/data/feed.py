@@ -58,6 +58,11 @@ class Plan:
         batches = np.tile(batches, self.repeats)[:, : self.batch]  # neighbours may be mixed
         return np.ascontiguousarray(batches[first:, self.share]).ravel()
 
+    def positions(self, first: int = 0) -> NDArray[np.int64]:
+        """Where in the epoch each of `order`'s samples comes, whoever sees it."""
+        places = np.arange(self.steps * self.batch).reshape(self.steps, self.batch)
+        return np.ascontiguousarray(places[first:, self.share]).ravel()
+
 
 class Feed(Protocol):
     """Where batches come from."""

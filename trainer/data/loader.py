@@ -94,10 +94,12 @@ class ShardLoader:
         self._order = _Given(self._loader)
         self._loader.traversal_order = self._order
 
-    def draw(self, seed: int, epoch: int) -> None:
-        """Which random crops follow, of a loader that makes them; between two passes."""
+    def draw(self, seed: int, epoch: int, positions: NDArray[np.int64]) -> None:
+        """Which random crops follow in the next pass, of a loader that makes them; `positions` in
+        the epoch of the samples of its order.
+        """
         if isinstance(self._decoder, RandomCropDecoder):
-            self._decoder.draw(seed, epoch)
+            self._decoder.draw(seed, epoch, positions)
 
     def batches(self, order: NDArray[np.int64]) -> Batches:
         """The samples of `order`, in batches; the last one may be partial. Close the iterator,

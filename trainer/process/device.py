@@ -2,8 +2,11 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 _CGROUP = Path("/sys/fs/cgroup")
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "half": torch.float16}
@@ -46,6 +49,16 @@ def make_deterministic(wanted: bool) -> None:
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted
     torch.backends.cudnn.deterministic = wanted
+
+
+def sent(values: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device, without waiting: from pinned memory, which torch does not use anew
+    before the copy is done.
+    """
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda" and torch.cuda.is_available():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def seed_torch(seed: int, device: torch.device) -> None:

@@ -47,8 +47,7 @@ class Stepper:
         self.network = network.to(device, torch.float16 if pure else None)
         self.network.to(memory_format=self._format)
         self._statistics = Statistics(self.network)
-        averaged = AveragedWeights(self.network, self._statistics, recipe.ema)
-        self.ema = averaged if recipe.ema else None
+        self.ema = self._averaged() if recipe.ema else None
         self.optimizer = optim.build(self.network, recipe.optimizer)
         self.dtype = autocast_dtype(recipe.precision, device)
         self.scaler = LossScaler(device, enabled=self.dtype == torch.float16 and not pure)
@@ -134,6 +133,9 @@ class Stepper:
         self._counters.load_state(state["counters"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+    def _averaged(self) -> AveragedWeights:
+        return AveragedWeights(self.network, self._statistics, self.recipe.ema)
 
     def _compiled(self) -> nn.Module:
         """With CUDA graphs where one network's whole forward pass is one call a step: they launch

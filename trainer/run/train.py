@@ -167,10 +167,10 @@ class Trainer:
         """The rest of the epoch at hand, or to step `until`."""
         self.stepper.network.train()
         epoch, left = self._epoch, until - self.progress.step
-        order = self.plan.order(epoch, self.progress.step % self.plan.steps)
-        order = order[: left * self._own_batch]
+        first = self.progress.step % self.plan.steps
+        order = self.plan.order(epoch, first)[: left * self._own_batch]
         if isinstance(self.feed, ShardLoader):
-            self.feed.draw(self.recipe.seed, epoch)
+            self.feed.draw(self.recipe.seed, epoch, self.plan.positions(first))
         with closing(self.feed.batches(order)) as batches:
             for values, labels in self.meter.waiting(batches):
                 self._step(values, labels, epoch)
