@@ -34,13 +34,13 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import PILToTensor
 
+from pipeline.cpus import usable_cores
 from pipeline.format.beton import BetonReader
 from pipeline.preparation import preparation
 from trainer.data.feed import Resident
 from trainer.data.field import PlaneField, decode_batch
 from trainer.data.loader import ShardLoader
 from trainer.data.selection import Prepared
-from trainer.process.device import cpu_count
 
 BATCH, SIDE, SPLITS, PLANES = 256, 56, 36, (0, 1, 35)
 NOISE = 100  # different pictures
@@ -57,7 +57,7 @@ def bare(path: Path) -> Epoch:
 
     def epoch(number: int) -> None:
         order = np.random.default_rng(number).permutation(reader.samples)
-        numba.set_num_threads(cpu_count())
+        numba.set_num_threads(usable_cores())
         decode_batch(order, planes, status, reader.rows["f0"], file)
         assert not status.any()
 
@@ -67,7 +67,7 @@ def bare(path: Path) -> Epoch:
 def stock(path: Path) -> Epoch:
     """FFCV's Loader as it comes."""
     loader = Loader(
-        str(path), batch_size=BATCH, num_workers=cpu_count(), os_cache=True, drop_last=False,
+        str(path), batch_size=BATCH, num_workers=usable_cores(), os_cache=True, drop_last=False,
         order=OrderOption.RANDOM, custom_fields={"image": PlaneField},
     )  # fmt: skip
     return lambda number: [None for _ in loader]
@@ -121,7 +121,7 @@ def folder_loaders(root: Path) -> dict[str, Epoch]:
         "torchvision_io": ImageFolder(str(root), loader=_decoded),
     }.items():
         loader = DataLoader(
-            data, BATCH, shuffle=True, num_workers=cpu_count(), persistent_workers=True
+            data, BATCH, shuffle=True, num_workers=usable_cores(), persistent_workers=True
         )
         found[name] = partial(_epoch, loader)
     return found
@@ -175,12 +175,12 @@ def plane_row(
 def measure(pictures: Path, root: Path, rounds: int) -> None:
     """Prepare, read in every way, print."""
     prep = preparation("pictures", SPLITS, size=336, calib=0.0)
-    data = Prepared(*prepare_quietly(prep, pictures, root, cpu_count()))
+    data = Prepared(*prepare_quietly(prep, pictures, root, usable_cores()))
     samples = data.manifest.written("train")
     ways = {k: readers(data, k) for k in PLANES}
     epochs = {f"{name} {k}": epoch for k, ours in ways.items() for name, epoch in ours.items()}
     folders = folder_loaders(write_small(pictures, root / "small"))
-    torch.set_num_threads(cpu_count())  # FFCV's import leaves one
+    torch.set_num_threads(usable_cores())  # FFCV's import leaves one
     found = best_figures(epochs | folders, samples, rounds)
     theirs = {name: found[name] for name in folders}
     report(

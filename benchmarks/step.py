@@ -1,14 +1,22 @@
 """P8: the rate of training fed by the loader against the same steps on one fixed batch.
 
     python benchmarks/step.py [--model resnet34] [--batch 256] [--splits 36] [--samples 20000]
+                              [--against CHECKOUT]
 
 Both do the same to each batch (augmentation, normalisation, forward, backward, update), in
 turn; the fixed batch lies on the device already. One number for each feed. The shard is made of
 smoothed noise, 56×56 planes; on a GPU the ratio is what P8 asks for, on a CPU the network is so
 slow beside the loader that it says little.
+
+--against: the same in turn with another checkout's own benchmarks/step.py, by this interpreter; the
+ratio of the best rates on the fixed batch, this one's over the other's.
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -88,6 +96,22 @@ def measure(data: Prepared, recipe: Recipe, device: torch.device, steps: int) ->
     return {**{f"{name}_images_per_s": round(rate, 1) for name, rate in rates.items()}, **ratios}
 
 
+def compare(other: Path, options: list[str]) -> dict[str, float]:
+    """Images/s of this checkout and another, and their ratio; best of some rounds in turn."""
+    here = Path(__file__).parents[1]
+    rates: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        for name, checkout in (("this", here), ("other", other)):
+            done = subprocess.run(
+                [sys.executable, "benchmarks/step.py", *options], cwd=checkout, check=True,
+                capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(checkout)},
+            )  # fmt: skip
+            rate = json.loads(done.stdout.splitlines()[-1])["fixed_images_per_s"]
+            rates[name] = max(rate, rates.get(name, 0.0))
+    return {**{f"{name}_images_per_s": rate for name, rate in rates.items()},
+            "ratio": round(rates["this"] / rates["other"], 3)}  # fmt: skip
+
+
 def main() -> None:
     """One line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,7 +120,13 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=36)
     parser.add_argument("--samples", type=int, default=20000)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--against", type=Path)
     options = parser.parse_args()
+    if options.against is not None:
+        given = {key: value for key, value in vars(options).items() if key != "against"}
+        words = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        report("step-against", **given, **compare(options.against.resolve(), words))
+        return
     device = pick_device()
     recipe = Recipe(
         model=options.model, epochs=1, batch_size=options.batch,

@@ -122,8 +122,9 @@ def test_environments_pin_devices_and_say_what_torchrun_says() -> None:
         "OMP_NUM_THREADS": "2",
         "NUMBA_NUM_THREADS": "2",
     }
-    (kept,) = environments(Slot(threads=2), {"OMP_NUM_THREADS": "7"}, 0)
-    assert kept["OMP_NUM_THREADS"] == "7"
+    for asked, threads in (("1", "1"), ("7", "2"), ("7,2", "2"), ("1,4", "1"), ("", "2")):
+        (kept,) = environments(Slot(threads=2), {"OMP_NUM_THREADS": asked}, 0)
+        assert kept["OMP_NUM_THREADS"] == threads  # no more than the slot's share
     assert "CUDA_VISIBLE_DEVICES" not in kept
     first, second = environments(Slot(devices=("4", "6"), processes=2), {}, 29501)
     assert first["CUDA_VISIBLE_DEVICES"] == second["CUDA_VISIBLE_DEVICES"] == "4,6"

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.cpus import usable_cores
 from pipeline.errors import DamagedError
 from pipeline.format.beton import BetonReader
 from trainer.data.crops import CentreDecoder, FiveCropDecoder, RandomCropDecoder
@@ -81,7 +82,7 @@ class ShardLoader:
             self._loader = Loader(
                 str(self.path),
                 batch_size=self.batch_size,
-                num_workers=threads or numba.config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined]
+                num_workers=threads or _threads(),
                 os_cache=True,  # a zstd shard has no table that the process cache could use
                 order=OrderOption.SEQUENTIAL,
                 drop_last=False,
@@ -171,6 +172,12 @@ class ShardLoader:
             return values
         channels_first = values.movedim(-1, -3)[..., : self.prep.channels, :, :]
         return (channels_first ^ 128).view(torch.int8)
+
+
+def _threads() -> int:
+    """Numba's own number knows nothing of a container's quota."""
+    most = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    return min(most, usable_cores())
 
 
 def check_samples(path: Path, expected: int, classes: int | None = None) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.catalogue import catalogue
+from pipeline.cpus import usable_cores
 from pipeline.errors import ConfigError, SpectralError, StoppedError
 from pipeline.format.beton import digest
 from trainer.data.loader import check_samples
@@ -195,7 +196,7 @@ def queue_shards(
 
 def slots_here(wanted: Wanted, jobs: int) -> list[Slot]:
     """Where `jobs` of them run on this machine; ConfigError for what it does not have."""
-    return make_slots(wanted, visible_devices(), len(os.sched_getaffinity(0)), jobs)
+    return make_slots(wanted, visible_devices(), usable_cores(), jobs)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.cpus import threads_asked_for
 from pipeline.errors import ConfigError
 
 SHARING = "SPECTRAL_JOBS_PER_DEVICE"  # how many jobs share a device's memory
@@ -95,8 +96,10 @@ def _on_cpu(wanted: Wanted, cores: int, jobs: int) -> list[Slot]:
 
 def environments(slot: Slot, base: Mapping[str, str], port: int) -> list[dict[str, str]]:
     """One environment for each process of a job. port: where its processes meet."""
-    threads = str(slot.threads)  # of torch, and of the loader
-    common = {"OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, **base}
+    common = dict(base)
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):  # of torch, and of the loader
+        asked = threads_asked_for(base.get(name))  # images set it with one job in mind
+        common[name] = str(min(asked or slot.threads, slot.threads))
     common[SHARING] = str(slot.sharing)
     if slot.devices:
         common["CUDA_VISIBLE_DEVICES"] = ",".join(slot.devices)

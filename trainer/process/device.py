@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.cpus import threads_asked_for, usable_cores
+
 _CGROUP = Path("/sys/fs/cgroup")
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "half": torch.float16}
 
@@ -17,17 +19,12 @@ def pick_device() -> torch.device:
 
     Torch gets its threads too, OMP_NUM_THREADS or one per core: importing FFCV leaves it one.
     """
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or cpu_count())
+    torch.set_num_threads(threads_asked_for(os.environ.get("OMP_NUM_THREADS")) or usable_cores())
     if not torch.cuda.is_available():
         return torch.device("cpu")
     index = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
-
-
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
