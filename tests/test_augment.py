@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import transforms
-from pipeline.preparation import Preparation, preparation
 from pipeline.planes.splitter import Splitter
+from pipeline.preparation import Preparation, preparation
 from trainer.methods import mixing
 from trainer.methods.augment import Augmenter, erase, mirror, sides, translate
 from trainer.methods.draws import BLOCK
@@ -59,10 +59,11 @@ def test_flipping_a_plane_is_flipping_the_image(transform: str, flip: str) -> No
     name = flip if flip == "rotate180" else f"{flip}_flip"
     wanted = Augment(**{"horizontal_flip": False, name: True})
     for k in range(9):
-        sign = augmenter(wanted, prep=prep, k=k).signs[flip]
+        (sign,) = set(augmenter(wanted, prep=prep, k=k).signs[flip])
         values = torch.from_numpy(planes[k : k + 1]).float()
         if sign:
-            flipped = mirror(values, torch.tensor([True]), DIMS[flip], sign)
+            signs = torch.full((3, 1, 1), sign)
+            flipped = mirror(values, torch.tensor([True]), DIMS[flip], signs)
             assert (flipped.numpy()[0] == mirrored[k]).all()
         else:
             assert transforms.flip_sign(3, transform, k, flip) == 0

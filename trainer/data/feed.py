@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
+from trainer.data.groups import PlaneGroupLoader
 from trainer.data.loader import Batches, ShardLoader
 from trainer.process.device import free_memory
 from trainer.process.world import World
@@ -65,7 +66,7 @@ class Plan:
 
 
 class Feed(Protocol):
-    """Where batches come from."""
+    """Where batches come from: planes (B, C, h, w), or groups of them (B, g, C, h, w)."""
 
     kind: str
     batch_size: int
@@ -75,14 +76,17 @@ class Feed(Protocol):
         """The samples of `order`, `batch_size` at a time."""
 
 
+Loader = ShardLoader | PlaneGroupLoader
+
+
 class Resident:
     """A whole split, decoded once into the device's memory."""
 
     kind = "resident"
 
-    def __init__(self, loader: ShardLoader) -> None:
+    def __init__(self, loader: Loader) -> None:
         self.samples, self.batch_size = loader.samples, loader.batch_size
-        shape, device = loader.prep.input_shape, loader.device
+        shape, device = loader.shape, loader.device
         self._values = torch.empty((self.samples, *shape), dtype=torch.int8, device=device)
         self._labels = torch.empty(self.samples, dtype=torch.int64, device=device)
         start = 0
@@ -99,11 +103,11 @@ class Resident:
             yield self._values.index_select(0, part), self._labels.index_select(0, part)
 
 
-def feed(loader: ShardLoader, kind: str, random_crops: bool) -> Feed:
+def feed(loader: Loader, kind: str, random_crops: bool) -> Feed:
     """The loader itself, or its split resident in memory; `auto`: resident where half of the
     free memory holds it.
     """
-    size = loader.samples * int(np.prod(loader.prep.input_shape))
+    size = loader.samples * int(np.prod(loader.shape))
     free = free_memory(loader.device)
     if kind == "auto":
         fits = size <= _SHARE * free and not random_crops

@@ -74,6 +74,7 @@ class ShardLoader:
     ) -> None:
         self.path = data.shard_path(split, k)
         self.prep = data.manifest.preparation
+        self.shape = self.prep.input_shape
         self.samples = check_samples(self.path, data.manifest.written(split))
         self.batch_size = max(min(batch_size, self.samples), 1)
         self.device = device

@@ -8,7 +8,8 @@ from pipeline.format.manifest import Manifest
 
 
 class Normaliser(nn.Module):
-    """Dequantise, undo the colour rotation, subtract the mean, divide by the deviation.
+    """Dequantise, undo the colour rotation, subtract the mean, divide by the deviation: of plane
+    `k`, or of each plane of a group.
 
     All of it is affine: x = A·q + b with A = diag(1/std)·Rᵀ·step and
     b = (Rᵀ·offset − mean) / std. Always in float32, whatever autocast says: in bfloat16 a value
@@ -18,22 +19,33 @@ class Normaliser(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, manifest: Manifest, k: int) -> None:
+    def __init__(self, manifest: Manifest, k: int | tuple[int, ...]) -> None:
         super().__init__()
-        matrix, shift = _affine(manifest, k)
-        self.register_buffer("weight", torch.tensor(matrix, dtype=torch.float32))
-        self.register_buffer("bias", torch.tensor(shift, dtype=torch.float32)[:, None])
+        planes = [_affine(manifest, each) for each in ((k,) if isinstance(k, int) else k)]
+        matrices = np.stack([matrix for matrix, _ in planes])
+        shifts = np.stack([shift for _, shift in planes])[:, :, None]
+        self.register_buffer("weight", torch.tensor(matrices, dtype=torch.float32))
+        self.register_buffer("bias", torch.tensor(shifts, dtype=torch.float32))
+
+    @property
+    def planes(self) -> int:
+        """In a group; else 1."""
+        return len(self.weight)
 
     def forward(self, values: Tensor) -> Tensor:
-        """(B, C, h, w) centred integers, of any dtype → (B, C, h, w) float32, about zero mean and
-        unit variance.
+        """(B, C, h, w) centred integers, of any dtype, of a group (B, g·C, h, w) or (B, g, C, h,
+        w) → (B, C, h, w) or (B, g·C, h, w) float32, about zero mean and unit variance.
         """
+        batch, (height, width) = len(values), values.shape[-2:]
+        planes, channels, _ = self.weight.shape
         with torch.autocast(values.device.type, enabled=False):
-            pixels = values.float().flatten(2)
+            pixels = values.float().reshape(batch * planes, channels, height * width)
             # On a CPU a 1×1 convolution of three channels takes 25 times as long; on a GPU it
             # would round to TF32.
-            matrices = self.weight.expand(len(pixels), -1, -1)
-            return torch.baddbmm(self.bias, matrices, pixels).view(values.shape)
+            found = torch.baddbmm(
+                self.bias.repeat(batch, 1, 1), self.weight.repeat(batch, 1, 1), pixels
+            )
+        return found.view(batch, planes * channels, height, width)
 
 
 def _affine(manifest: Manifest, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ does not exist on a plane. Erasing and mixing act on any plane as they do on an 
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,7 +33,8 @@ _NAMES = {
 
 
 class Augmenter:
-    """The augmentations of a recipe, for plane `k` of a preparation.
+    """The augmentations of a recipe, for plane `k` of a preparation, or for a group of planes, all
+    of which are moved alike: a flip has to be exact on each of them.
 
     `share`: the part of each batch of `batch_size` that this process sees.
     """
@@ -41,7 +43,7 @@ class Augmenter:
         self,
         augment: Augment,
         prep: Preparation,
-        k: int,
+        k: int | tuple[int, ...],
         seed: int,
         normalise: Callable[[Tensor], Tensor],
         batch_size: int,
@@ -50,20 +52,27 @@ class Augmenter:
         self.augment, self.seed, self._normalise = augment, seed, normalise
         self.batch_size, self._share = batch_size, share
         self.size = prep.input_shape[1:]
+        planes = (k,) if isinstance(k, int) else k
         self.signs = {
-            flip: flip_sign(prep.p, prep.transform, k, flip) if prep.splits > 1 else 1
+            flip: tuple(
+                flip_sign(prep.p, prep.transform, each, flip) if prep.splits > 1 else 1
+                for each in planes
+                for _ in range(prep.input_shape[0])
+            )
             for flip in _FLIPS
             if getattr(augment, _NAMES[flip])
-        }
+        }  # of each channel
         self._block: _Block | None = None
         self._partners: dict[tuple[int, int], Tensor] = {}
 
     def __call__(
         self, values: Tensor, labels: Tensor, epoch: int, step: int
     ) -> tuple[Tensor, Targets]:
-        """values: (B, C, h, w) int8, labels: (B,) → (B, C, h, w) float, or (B, 2, C, h, w) with
-        Dual-Cutout, and the targets.
+        """values: (B, C, h, w) int8, of a group (B, g, C, h, w), which is (B, g·C, h, w) from here
+        on; labels: (B,) → (B, C, h, w) float, or (B, 2, C, h, w) with Dual-Cutout, and the targets.
         """
+        if values.dim() == 5:
+            values = values.flatten(1, 2)
         block, at = self._block_of(epoch, step, values.device), step % BLOCK
         moved = self._moved(values, block, at)
         if block.policy is not None:
@@ -87,14 +96,15 @@ class Augmenter:
     def _block_of(self, epoch: int, step: int, device: torch.device) -> "_Block":
         key = (epoch, step // BLOCK)
         if self._block is None or self._block.key != key:
-            self._block = _Block(key, self.draws(epoch, step), self.size, device)
+            self._block = _Block(key, self.draws(epoch, step), self.size, self.signs, device)
         return self._block
 
     def _moved(self, values: Tensor, block: "_Block", at: int) -> Tensor:
         """Flips and shifts: of the centred integers, where a flip is ±1 and 0 is mid grey."""
         for column, (flip, dims) in enumerate(_FLIPS.items()):
-            if sign := self.signs.get(flip, 0):
-                values = mirror(values, block.flips[at, :, column], dims, sign)
+            if all(self.signs.get(flip, (0,))):
+                signs = block.signs[flip]
+                values = mirror(values, block.flips[at, :, column], dims, signs)
         if self.augment.shift:
             values = translate(values, block.shifts[at], self.augment.shift)
         return values
@@ -114,9 +124,14 @@ class _Block:
         key: tuple[int, int],
         draws: Draws,
         size: tuple[int, int],
+        signs: dict[str, tuple[int, ...]],
         device: torch.device,
     ) -> None:
         self.key, self.mixes = key, draws.mixes
+        self.signs = {
+            flip: None if min(of) == 1 else sent(np.array(of, np.int8), device)[:, None, None]
+            for flip, of in signs.items()
+        }
         self.flips, self.shifts = sent(draws.flips, device), sent(draws.shifts, device).long()
         operations = draws.operations
         self.policy = None if operations is None else Policy(operations, device)
@@ -132,10 +147,16 @@ class _Block:
         return values
 
 
-def mirror(values: Tensor, chosen: Tensor, dims: tuple[int, ...], sign: int) -> Tensor:
-    """Flip along `dims`, times `sign`, where chosen (B,) bool. values: (B, C, h, w)."""
+def mirror(
+    values: Tensor, chosen: Tensor, dims: tuple[int, ...], signs: Tensor | None = None
+) -> Tensor:
+    """Flip along `dims`, times `signs` (C, 1, 1) of the channels (None: all 1), where chosen (B,)
+    bool. values: (B, C, h, w).
+    """
     flipped = values.flip(dims)
-    return torch.where(chosen[:, None, None, None], flipped if sign == 1 else -flipped, values)
+    if signs is not None:
+        flipped = flipped * signs
+    return torch.where(chosen[:, None, None, None], flipped, values)
 
 
 def translate(values: Tensor, offsets: Tensor, reach: int) -> Tensor:

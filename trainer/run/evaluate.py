@@ -30,11 +30,11 @@ class Predictor(nn.Module):
         self.network, self.normaliser, self.dtype = network, normaliser, dtype
 
     def forward(self, values: Tensor) -> Tensor:
-        """Logits (B, classes) float32 of planes (B, C, h, w) as a feed gives them; of five crops
-        (B, 5, C, h, w) logarithms of the mean probabilities of them and their mirror images, of
-        which the network sees 5·B at a time.
+        """Logits (B, classes) float32 of planes (B, C, h, w), or of a group (B, g, C, h, w), as a
+        feed gives them; of five crops (B, 5, C, h, w) of an image logarithms of the mean
+        probabilities of them and their mirror images, of which the network sees 5·B at a time.
         """
-        if values.dim() == 4:
+        if values.dim() == 4 or self.normaliser.planes > 1:
             return self._logits(values)
         crops = values.flatten(0, 1)
         logits = [self._logits(seen).double() for seen in (crops, crops.flip(-1))]
