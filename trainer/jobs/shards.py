@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from trainer.jobs.queue import Entry, Job, Queue
 from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.jobs.watch import watch
 from trainer.process.device import make_deterministic, pick_device
+from trainer.process.mps import shared_gpus
 from trainer.process.stop import stop_requests
 from trainer.process.world import World, joined
 from trainer.recipes.cookbook import resolve
@@ -190,8 +191,12 @@ def queue_shards(
         after = None if k == group.init_shard else group.init_shard
         jobs.append(Entry(Job(shard=k, directory=run.path, command=command, after=after)))
     slots = slots_here(wanted, max(1, len(jobs)))
-    if jobs:
-        Queue(jobs, slots, watch(jobs)).run()
+    shared = any(slot.devices and slot.sharing > 1 for slot in slots)
+    with ExitStack() as stack:
+        if shared and jobs:
+            os.environ.update(stack.enter_context(shared_gpus()))  # the jobs inherit it
+        if jobs:
+            Queue(jobs, slots, watch(jobs)).run()
 
 
 def slots_here(wanted: Wanted, jobs: int) -> list[Slot]:
