@@ -148,6 +148,30 @@ def test_float16_gradients_with_a_norm_beyond_its_range_count() -> None:
     assert torch.allclose(before - weight, torch.full_like(weight, 0.25), atol=2e-3)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "half"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_a_rehearsed_step_changes_nothing(name: str, precision: str) -> None:
+    """Neither at the start nor between two steps: training goes on as if it had not been."""
+    if (name, precision) == ("adamw", "half"):
+        pytest.skip("refused: its eps is 0 in float16")
+    settings = Recipe(
+        model="any", epochs=1, batch_size=12, precision=precision, ema=0.5,
+        optimizer=Optimizer(name=name, lr=0.05),
+    )  # fmt: skip
+    one, other = (Stepper(network(), settings, ALONE) for _ in "ab")
+    for seed in range(3):
+        one.rehearse(*batch(7))
+        for stepper in (one, other):
+            stepper.network.train()
+            stepper.step(*batch(seed), lr=0.05, batch=12)
+    assert one.read_counters() == other.read_counters()
+    assert largest_difference(copied(one), copied(other)) == 0
+    assert one.ema is not None
+    assert other.ema is not None
+    assert largest_difference(one.ema.state_dict(), other.ema.state_dict()) == 0
+    assert one.scaler.scale == other.scaler.scale
+
+
 def test_counters_tell_of_the_steps_since_they_were_read_and_of_the_run() -> None:
     stepper = Stepper(network(), recipe(), ALONE)
     inputs, targets = batch()

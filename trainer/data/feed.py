@@ -20,7 +20,9 @@ from trainer.process.world import World
 
 log = logging.getLogger(__name__)
 KINDS = ("auto", "stream", "resident")
-_SHARE = 0.5  # of the free memory that a resident shard may take
+# Of the free memory, what a resident shard may take: of a GPU's after a rehearsed step (training
+# has what it needs then, but for evaluation's temporaries and fragmentation), of the host's before
+_SHARES = {"cuda": 0.8, "cpu": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,13 +106,13 @@ class Resident:
 
 
 def feed(loader: Loader, kind: str, random_crops: bool) -> Feed:
-    """The loader itself, or its split resident in memory; `auto`: resident where half of the
-    free memory holds it.
+    """The loader itself, or its split resident in memory; `auto`: resident where the memory that is
+    free holds it, with something to spare.
     """
     size = loader.samples * int(np.prod(loader.shape))
     free = free_memory(loader.device)
     if kind == "auto":
-        fits = size <= _SHARE * free and not random_crops
+        fits = size <= _SHARES[loader.device.type] * free and not random_crops
         kind = "resident" if fits else "stream"
     if kind == "stream":
         log.info("%s: streamed", loader.path)

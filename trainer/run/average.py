@@ -49,7 +49,7 @@ class AveragedWeights:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights, and how many steps are in them."""
-        return {**self.module.state_dict(), "n_averaged": self._steps.cpu()}
+        return {**self.module.state_dict(), "n_averaged": self._steps.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`."""

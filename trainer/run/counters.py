@@ -56,7 +56,10 @@ class StepCounters:
 
     def state(self) -> dict[str, Tensor]:
         """What of the counters belongs to the run."""
-        return {"skipped": self._values[_SKIPPED].cpu(), "in_a_row": self._values[_IN_A_ROW].cpu()}
+        return {
+            "skipped": self._values[_SKIPPED].clone(),
+            "in_a_row": self._values[_IN_A_ROW].clone(),
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`."""

@@ -49,7 +49,7 @@ class LossScaler:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Scale, and steps since it last changed."""
-        return {"scale": self.scale.cpu(), "tracker": self._tracker.cpu()}
+        return {"scale": self.scale.clone(), "tracker": self._tracker.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`."""

@@ -76,6 +76,19 @@ class Stepper:
             self.ema.update(skipped)
         self._counters.add(loss, skipped)
 
+    def rehearse(self, inputs: Tensor, targets: Targets) -> None:
+        """Take as much memory as a step does, and change nothing: one that must not count.
+
+        What is free afterwards may be used for something else, such as a resident shard.
+        """
+        scaler, counters = self.scaler.state_dict(), self._counters
+        self._counters = StepCounters(self.world.device)
+        self.network.train()
+        self.step(torch.full_like(inputs, torch.nan), targets, 0.0, max(len(inputs), 1))
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.load_state_dict(scaler)
+        self._counters = counters
+
     def read_counters(self) -> Counters:
         """What happened since the last reading; the only call here that waits for the device."""
         return self._counters.read()

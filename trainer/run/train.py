@@ -45,6 +45,7 @@ ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
 MAX_BAD_STEPS = 50  # in a row, with gradients that are not finite
 TIMED_STEPS = 5000  # the last ones, whose speed is reported (source 003)
 LOG_SECONDS = 10.0
+AGREE_EVERY = 16  # steps, after which several processes ask each other what one of them wants
 # What is due after a step; each includes those before it
 _NOTHING, _LOG, _SAVE, _STOP = range(4)
 
@@ -95,6 +96,8 @@ class Trainer:
         self.logbook = self._open_log()
         crops = self.data.manifest.preparation.resize == "shortest"
         source = self._loader("train", self._own_batch, random_crops=crops)
+        if self.world.device.type == "cuda" and self.execution.feed == "auto":
+            self._rehearse(source.shape)
         self.feed = feed(source, self.execution.feed, crops)
         self._log_start()
         with closing(self.logbook):
@@ -136,6 +139,13 @@ class Trainer:
     @property
     def _name(self) -> str:
         return f"{self.data.described} shard {self.k}"
+
+    def _rehearse(self, shape: tuple[int, ...]) -> None:
+        """So that a feed that stays on the device takes only what a step leaves free."""
+        device = self.world.device
+        values = torch.zeros((self._own_batch, *shape), dtype=torch.int8, device=device)
+        labels = torch.zeros(self._own_batch, dtype=torch.int64, device=device)
+        self.stepper.rehearse(*self.augmenter(values, labels, 0, 0))
 
     def _loader(self, split: str, batch_size: int, **crops: bool) -> ShardLoader:
         device = self.world.device
@@ -201,6 +211,10 @@ class Trainer:
     def _after_step(self) -> None:
         """Log, save and stop where that is due, in all processes at the same step."""
         step, wanted = self.progress.step, _NOTHING
+        every = self.execution.save_every.steps or AGREE_EVERY
+        known = self._epoch_ends or self._timing_begins or step == self._next_evaluation
+        if self.world.size > 1 and not known and step % AGREE_EVERY and step % every:
+            return
         if self.stop:
             wanted = _STOP
         elif self._due.after(step):
