@@ -1,7 +1,8 @@
 """No step of training reads from the device: the host would wait for it, in each of them.
 
 Tensors that hold no values say so: whatever would read one raises. On such tensors of a GPU, a
-tensor that was left on the CPU raises too (forward alone: backward needs a real device).
+tensor that was left on the CPU is found too, as an index as well, and a copy that the host would
+wait for (forward alone: backward needs a real device).
 """
 
 from collections.abc import Callable, Iterator
@@ -11,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import trainer.run.average
 from pipeline.preparation import preparation
 from trainer import models
 from trainer.methods.augment import Augmenter
 from trainer.methods.draws import BLOCK
+from trainer.methods.loss import batch_loss
 from trainer.process.world import World
 from trainer.recipes.recipe import Augment, Optimizer, Recipe
 from trainer.run.step import Stepper
@@ -86,6 +90,25 @@ def replaced(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: boo
     return self
 
 
+class OnOneDevice(TorchDispatchMode):
+    """Refuses operations on tensors of several devices, and copies that are waited for.
+
+    torch itself would take an index from the CPU, copying it: the host waits for that.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.dim()}
+        assert len(devices) < 2, f"{func} of tensors of {devices}"
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") is not None:
+            moved = devices and devices != {torch.device(kwargs["device"]).type}
+            assert not moved or kwargs.get("non_blocking"), f"{func} is waited for"
+        return func(*args, **kwargs)
+
+
 @pytest.fixture
 def without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever is made from here on has a shape, a type and a device alone; what is drawn on the
@@ -132,16 +155,23 @@ def test_a_read_would_be_seen(read: Callable[[Tensor], object]) -> None:
 @pytest.mark.parametrize("augment", AUGMENTS)
 def test_augmentation_and_forward_stay_on_the_device(augment: str) -> None:
     """Whose tensors do not mix with the CPU's."""
+    settings = recipe(augment=AUGMENTS[augment])
     run, forward = augmenter(AUGMENTS[augment]), network().to(CUDA)
-    for step in (0, BLOCK):
-        inputs, targets = run(*batch(CUDA), 0, step)
-        assert inputs.device == CUDA
-        assert all(labels.device == CUDA for labels, _ in targets)
-    with torch.no_grad():
-        assert forward(inputs.flatten(0, -4)).device == CUDA
+    with OnOneDevice(), torch.no_grad():
+        for step in (0, BLOCK):
+            inputs, targets = run(*batch(CUDA), 0, step)
+            logits = forward(inputs.flatten(0, -4)).view(*inputs.shape[:-3], -1)
+            assert batch_loss(logits, targets, settings).device == CUDA
 
 
 @pytest.mark.usefixtures("without_values")
 def test_a_tensor_of_the_cpu_would_be_seen() -> None:
-    with pytest.raises(RuntimeError, match="device"):
-        torch.zeros(2, device=CUDA) + torch.zeros(2)
+    on_device, on_cpu = torch.zeros(2, device=CUDA), torch.zeros(2, dtype=torch.int64)
+    with OnOneDevice():
+        with pytest.raises(AssertionError, match="of tensors of"):
+            on_device + on_cpu
+        with pytest.raises(AssertionError, match="of tensors of"):
+            on_device[on_cpu]
+        with pytest.raises(AssertionError, match="is waited for"):
+            on_cpu.to(CUDA)
+        on_cpu.to(CUDA, non_blocking=True)

@@ -148,12 +148,12 @@ def test_float16_gradients_with_a_norm_beyond_its_range_count() -> None:
     assert torch.allclose(before - weight, torch.full_like(weight, 0.25), atol=2e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "half"])
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("sgd", "fp32"), ("sgd", "fp16"), ("sgd", "half"), ("adamw", "fp16"), ("lars", "half")],
+)
 def test_a_rehearsed_step_changes_nothing(name: str, precision: str) -> None:
     """Neither at the start nor between two steps: training goes on as if it had not been."""
-    if (name, precision) == ("adamw", "half"):
-        pytest.skip("refused: its eps is 0 in float16")
     settings = Recipe(
         model="any", epochs=1, batch_size=12, precision=precision, ema=0.5,
         optimizer=Optimizer(name=name, lr=0.05),
