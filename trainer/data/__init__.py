@@ -1,1 +1,1 @@
-"""Prepared shards in, batches on the device out."""
+"""From prepared shards to batches on the device."""

@@ -1,4 +1,4 @@
-"""A split of a shard in; the batches of each epoch out, streamed or from memory.
+"""The batches of each epoch, streamed from disk or gathered from the device's memory.
 
 Which samples make which batch depends on (seed, epoch) alone: not on how the shard is fed, on
 where an epoch is entered, or on how many processes share a batch.

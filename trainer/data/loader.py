@@ -1,4 +1,4 @@
-"""A shard on disk in, batches on the device out, through FFCV's Loader with its traps closed.
+"""Reads batches of a shard from disk to the device, through FFCV's Loader with its traps closed.
 
 The order is the caller's; no sample is dropped; a damaged sample or a dead loader thread
 raises instead of blocking; threads end with the epoch.

@@ -1,4 +1,4 @@
-"""Logits and what to aim at in; the loss of a batch out."""
+"""The loss of a batch, of plain, mixed and smoothed labels."""
 
 import torch
 import torch.nn.functional as F

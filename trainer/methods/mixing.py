@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.process.world import GROUP
 from trainer.recipes.recipe import Augment
 
 Targets = list[tuple[Tensor, float]]  # labels (B,) and their weight; weights add up to 1
 Partner = Callable[[int], Tensor]  # index (B,) of each image's partner, so many places on
-_GROUP = 4
 
 
 def partners(batch: int, turn: int, device: torch.device | None = None) -> Tensor:
     """Index of each image's partner, (B,): the one `turn` places on within its group."""
     index = torch.arange(batch, device=device)
-    start = index // _GROUP * _GROUP
-    size = (batch - start).clamp(max=_GROUP)
+    start = index // GROUP * GROUP
+    size = (batch - start).clamp(max=GROUP)
     return start + (index - start + turn) % size
 
 

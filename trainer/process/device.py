@@ -1,4 +1,4 @@
-"""The machine in; the device to train on, its number format and its free memory out."""
+"""What this machine trains on: its device, number format, threads and free memory."""
 
 import os
 from pathlib import Path

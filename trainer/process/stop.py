@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 in, which Slurm sends before it takes a node; a request to save out."""
+"""Turns SIGTERM and SIGUSR1, which Slurm sends before it takes a node, into a request to save."""
 
 import signal
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The environment that torchrun sets in; the processes that train one network together out.
+"""The processes that train one network together, as torchrun started them.
 
 Each takes its share of every global batch, so that what is trained does not depend on how
 many there are. Without torchrun's variables it is one process, and nothing is set up.
@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError
 
 _SET_PDEATHSIG, _GET_PDEATHSIG = 1, 2  # of prctl(2)
-_GROUP = 4  # samples that mixing draws its partners from stay together, see trainer.methods.mixing
+GROUP = 4  # neighbours in a batch stay in one process: they may be mixed with each other
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class World:
 
     def share(self, count: int) -> slice:
         """The part of `count` samples for this process: whole groups of four where that is fair."""
-        unit = _GROUP if count >= _GROUP * self.size else 1
+        unit = GROUP if count >= GROUP * self.size else 1
         bounds = [count * rank // self.size // unit * unit for rank in range(self.size)]
         return slice(*[*bounds, count][self.rank : self.rank + 2])
 
