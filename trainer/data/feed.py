@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError
 from trainer.data.groups import PlaneGroupLoader
 from trainer.data.loader import Batches, ShardLoader
-from trainer.process.device import free_memory
+from trainer.process.device import free_memory, sent
 from trainer.process.world import World
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Resident:
 
     def batches(self, order: NDArray[np.int64]) -> Batches:
         """The samples of `order`, `batch_size` at a time."""
-        chosen = torch.from_numpy(order).to(self._values.device)
+        chosen = sent(order, self._values.device)
         for start in range(0, len(order), self.batch_size):
             part = chosen[start : start + self.batch_size]
             yield self._values.index_select(0, part), self._labels.index_select(0, part)
