@@ -172,6 +172,17 @@ def test_a_rehearsed_step_changes_nothing(name: str, precision: str) -> None:
     assert one.scaler.scale == other.scaler.scale
 
 
+@pytest.mark.parametrize(("first", "then"), [("bf16", "fp16"), ("fp16", "bf16")])
+def test_a_run_goes_on_in_another_precision(first: str, then: str) -> None:
+    """As where the next machine's GPU has no bfloat16: the loss scale has a state in any case."""
+    before = Stepper(network(), recipe(precision=first, ema=0.5), ALONE)
+    assert counted(before, batch())
+    after = Stepper(network(), recipe(precision=then, ema=0.5), ALONE)
+    after.load_state(before.state())
+    assert largest_difference(copied(after), copied(before)) == 0
+    assert counted(after, batch(1))
+
+
 def test_counters_tell_of_the_steps_since_they_were_read_and_of_the_run() -> None:
     stepper = Stepper(network(), recipe(), ALONE)
     inputs, targets = batch()
