@@ -27,8 +27,8 @@ from common import images, linked, prepare_quietly, report, settled_seconds
 from numpy.typing import NDArray
 
 from pipeline.format.beton import BetonReader
-from pipeline.preparation import Preparation, preparation
 from pipeline.planes.imaging import load
+from pipeline.preparation import Preparation, preparation
 
 SPLITS, SIZE, WORKERS = 36, 336, 2
 TIMEOUT = 1800  # seconds: FFCV's writer waits for ever when one of its processes dies

@@ -119,11 +119,13 @@ def noise_images(root: Path, side: int, samples: int, classes: int = 10) -> Path
     return root
 
 
-def noise_shards(root: Path, splits: int, plane: int, samples: int, classes: int = 10) -> Prepared:
+def noise_shards(
+    root: Path, splits: int, plane: int, samples: int, classes: int = 10, calib: float = 0.0
+) -> Prepared:
     """Shards of `plane`×`plane` px of smoothed noise, prepared below `root`."""
     side = math.isqrt(splits) * plane
     source = noise_images(root / "images", side, samples, classes)
-    prep = preparation("noise", splits, size=side, calib=0.0)
+    prep = preparation("noise", splits, size=side, calib=calib)
     workers = len(os.sched_getaffinity(0))
     directory, manifest = prepare_quietly(prep, source, root, workers)
     return Prepared(directory, manifest)

@@ -9,6 +9,7 @@ step     P8: images/s of whole epochs, streamed and resident, against the same s
          batch and against a bare PyTorch loop (same network, batch and precision; a shard in the
          device's memory, normalised, fused SGD, nothing else).
 syncs    Kernels, copies and waits for the device in one step, counted by torch's profiler.
+compiled `--compile` against the same without, of small networks.
 speed    Images/s at 56 px, 10,450 classes; hours for 100 epochs of ImageNet-21K-P from it.
 memory   ResNet-34 at 224, 112 and 56 px: peak memory of batch 256, largest batch within 32 GB
          (the source reports 31 GB -> 10 GB, and 512 -> 2,048).
@@ -62,11 +63,13 @@ class Bench:
         self.folder, self.smoke, self.device = folder, smoke, pick_device()
         self.cuda = self.device.type == "cuda"
 
-    def shards(self, splits: int, side: int, samples: int, classes: int = 10) -> Prepared:
+    def shards(
+        self, splits: int, side: int, samples: int, classes: int = 10, calib: float = 0.0
+    ) -> Prepared:
         """Prepared once."""
         if self.smoke:
             side, samples, classes = max(16, side // 4), min(samples, 600), min(classes, 50)
-        return _prepared(self.folder, splits, side, samples, classes)
+        return _prepared(self.folder, splits, side, samples, classes, calib)
 
     def recipe(self, model: str, batch: int) -> Recipe:
         """SGD with momentum, flips and shifts."""
@@ -84,9 +87,11 @@ class Bench:
 
 
 @cache
-def _prepared(folder: Path, splits: int, side: int, samples: int, classes: int) -> Prepared:
-    root = folder / f"{splits}-{side}-{samples}-{classes}"
-    return noise_shards(root, splits, side, samples, classes)
+def _prepared(
+    folder: Path, splits: int, side: int, samples: int, classes: int, calib: float
+) -> Prepared:
+    root = folder / f"{splits}-{side}-{samples}-{classes}-{calib}"
+    return noise_shards(root, splits, side, samples, classes, calib)
 
 
 def machine(bench: Bench) -> dict[str, Any]:
@@ -300,6 +305,31 @@ def speed(bench: Bench) -> dict[str, Any]:
     return found
 
 
+def compiled(bench: Bench) -> dict[str, Any]:
+    """`--compile`, which captures the network's passes as CUDA graphs: images/s on one fixed batch,
+    against the same without, and the seconds that the first two steps take.
+    """
+    found = {}
+    for model, splits, side, batch in CASES[:3]:
+        data, recipe = bench.shards(splits, side, 20_000), bench.recipe(model, batch)
+        rates, took = [], 0.0
+        for wanted in (False, True):
+            loop = Loop(data, recipe, bench.device, compiled=wanted)
+            loader = _loader(data, bench.device, loop.plan.batch)
+            values, labels = next(loader.batches(loop.plan.order(0)))
+            fixed = values.clone(), labels.clone()
+            start = time.perf_counter()
+            loop.rate(same(fixed), 2)
+            took = time.perf_counter() - start
+            loop.rate(same(fixed), 10)
+            rates.append(_epochs(loop, partial(same, fixed))())
+        found[f"{model} {side}px batch {batch}"] = {
+            "images_per_s": round(rates[0]), "compiled_images_per_s": round(rates[1]),
+            "ratio": round(rates[1] / rates[0], 2), "seconds_to_compile": round(took, 1),
+        }  # fmt: skip
+    return found
+
+
 def memory(bench: Bench) -> dict[str, Any]:
     """By the side of the input in px."""
     found = {}
@@ -342,7 +372,7 @@ def _train(data: Prepared, runs: Path, *options: str) -> subprocess.Popen[bytes]
 
 def resume(bench: Bench) -> dict[str, Any]:
     """Tensors of last.pt that equal those of a run left alone, after three kills found alive."""
-    data = bench.shards(4, 32, 4000)
+    data = bench.shards(4, 32, 4000, calib=0.1)  # so that it evaluates, too
     epochs = 4 if bench.smoke else 12
     options = ("--shard", "0", "--deterministic", "--save-every", "7", "--set", f"epochs={epochs}")
     alone = _train(data, bench.folder / "alone", *options)
@@ -390,7 +420,7 @@ def _killed_at(data: Prepared, runs: Path, target: int, *options: str) -> int | 
 
 def jobs(bench: Bench) -> dict[str, Any]:
     """Wall seconds for four shards of 10,000 planes, start of processes and all."""
-    data = bench.shards(4, 32, 20_000)
+    data = bench.shards(4, 32, 20_000, calib=0.05)
     epochs = 1 if bench.smoke else 8
     found: dict[str, Any] = {"epochs": epochs}
     for count in (1, 4):
@@ -405,7 +435,8 @@ def jobs(bench: Bench) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
-    part.__name__: part for part in (machine, digests, step, syncs, speed, memory, resume, jobs)
+    part.__name__: part
+    for part in (machine, digests, step, syncs, compiled, speed, memory, resume, jobs)
 }
 
 

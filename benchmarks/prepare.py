@@ -21,8 +21,8 @@ from pathlib import Path
 
 from common import images, linked, prepare_quietly, report, taking_turns
 
-from pipeline.preparation import Preparation, preparation
 from pipeline.planes.imaging import load
+from pipeline.preparation import Preparation, preparation
 
 SPLITS = 36
 TURNS = {("prepare", 2): 5.0, ("floor", 2): 3.0, ("prepare", 1): 10.0, ("floor", 1): 6.0}  # s

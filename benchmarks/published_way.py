@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from common import images, linked, prepare_quietly, report, settled_seconds
 
-from pipeline.preparation import preparation
 from pipeline.planes.imaging import load
 from pipeline.planes.splitter import Splitter
+from pipeline.preparation import preparation
 
 SPLITS, SIZE, WORKERS = 36, 336, 2
 

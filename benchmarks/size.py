@@ -17,9 +17,9 @@ import threadpoolctl
 from common import images, report
 
 from pipeline.format.codec import Payloads, encoder
-from pipeline.preparation import preparation
 from pipeline.planes.imaging import load
 from pipeline.planes.splitter import Splitter
+from pipeline.preparation import preparation
 from pipeline.transforms import TRANSFORMS
 
 SIZES = {2: 224, 3: 336, 4: 224, 5: 335, 6: 336, 7: 336, 8: 336}

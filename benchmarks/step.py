@@ -44,16 +44,20 @@ K, ROUNDS = 1, 3
 class Loop:
     """The steps of training, whatever feeds them."""
 
-    def __init__(self, data: Prepared, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self, data: Prepared, recipe: Recipe, device: torch.device, compiled: bool = False
+    ) -> None:
+        k = min(K, data.manifest.preparation.splits - 1)
         self.world = World(0, 1, device)
         samples = data.manifest.written("train")
         self.plan = Plan(samples=samples, batch_size=recipe.batch_size, seed=0, world=self.world)
-        normaliser = Normaliser(data.manifest, K).to(device)
+        normaliser = Normaliser(data.manifest, k).to(device)
         self.augmenter = Augmenter(
-            recipe.augment, data.manifest.preparation, K, 0, normaliser,
+            recipe.augment, data.manifest.preparation, k, 0, normaliser,
             self.plan.batch, self.plan.share,
         )  # fmt: skip
-        self.stepper = Stepper(build_network(recipe, data.manifest), recipe, self.world)
+        network = build_network(recipe, data.manifest)
+        self.stepper = Stepper(network, recipe, self.world, compiled=compiled)
         self.stepper.network.train()
 
     def rate(self, batches: Iterator[Batch], steps: int) -> float:

@@ -105,8 +105,10 @@ class ShardLoader:
 
     def batches(self, order: NDArray[np.int64]) -> Batches:
         """The samples of `order`, in batches; the last one may be partial. Close the iterator,
-        or use it up, before the next one.
+        or use it up, before the next one. FFCV ends a pass after as many as the shard has: no order
+        is longer.
         """
+        assert len(order) <= self.samples, f"{len(order)} of {self.samples} samples"
         if not len(order):
             return
         self._order.order = order
@@ -203,7 +205,8 @@ def _iterating(loader: Any) -> Iterator[Any]:
         # FFCV's first copies, on streams of its own, wait for nothing; the device memory it is
         # given may be some that kernels launched earlier have yet to finish with.
         torch.cuda.current_stream().synchronize()
-    with _own_threads():
+    # FFCV's thread writes into what is allocated here: not possible for tensors of inference mode
+    with _own_threads(), torch.inference_mode(False):
         iterator = iter(loader)
     try:
         yield iterator
