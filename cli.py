@@ -1,7 +1,6 @@
 """The command line: each command parses its options and calls one function elsewhere."""
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import click
 from pipeline import __version__
 from pipeline.console import (
     PATH,
-    Echo,
     Group,
     json_option,
     prepare_options,
@@ -20,10 +18,8 @@ from pipeline.console import (
     stopped_by_signals,
 )
 from pipeline.errors import ConfigError
-from trainer.console import arguments, data_options, execution_options, runs_option
+from trainer.console import data_options, execution_options, runs_option, show_log
 
-# of a command line, not for the jobs of its queue
-_QUEUE_OPTIONS = {"shards", "gpus", "jobs_per_gpu", "jobs", "seeds", "name"}
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
 
@@ -38,10 +34,7 @@ def main(verbose: bool) -> None:
     spectral train --shard 7                                36 independent jobs
     spectral ensemble                                       one fused classifier, measured
     """  # noqa: D301 - click wants the control character
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[Echo()], force=True)
-    for package in ("pipeline", "trainer"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    show_log(verbose=verbose)
 
 
 @main.command()
@@ -228,12 +221,13 @@ def train(
 
     leave_when_asked()
     from trainer.data.selection import parse_shards, runs_root, select
-    from trainer.jobs.shards import seeded, spread_of, train_shards
+    from trainer.jobs.dryrun import dry_run as rehearse
+    from trainer.jobs.shards import make_specs, run_specs, spread_of, with_seeds
     from trainer.jobs.slots import Wanted
     from trainer.run.execution import Execution, Interval
+    from trainer.run.spec import RunSpec
 
     prepared = select(data, **wanted)
-    numbers = parse_shards(shards, prepared.manifest.preparation.splits)
     execution = Execution(
         feed=feed,
         save_every=Interval.parse(save_every),
@@ -241,23 +235,35 @@ def train(
         compile_network=compile_network,
         tensorboard=tensorboard,
     )
-    parallel = Wanted(gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs)
-    groups = seeded(prepared, recipe, settings, name, runs_root(runs), init, init_shard, seeds)
-    for group, changes in groups:
-        if dry_run:
-            from trainer.jobs.dryrun import dry_run as run
+    numbers = parse_shards(shards, prepared.manifest.preparation.splits)
 
-            lines: Iterator[str] = (line for k in numbers for line in run(group, k))
-        else:
-            same = arguments(click.get_current_context(), without=frozenset(_QUEUE_OPTIONS))
-            same += changes
-            bar = progress_display(False)
-            lines = train_shards(group, numbers, execution, parallel, same, bar)
-        for line in lines:
-            click.echo(line)
+    def specs_of(changes: tuple[str, ...], folder: str | None) -> list[RunSpec]:
+        return make_specs(
+            prepared,
+            numbers,
+            recipe,
+            changes,
+            runs_root(runs),
+            name=folder,
+            init=init,
+            init_shard=init_shard,
+            execution=execution,
+        )
+
+    specs = specs_of(settings, name)
+    if seeds > 1:
+        each = with_seeds(settings, name, specs[0].recipe.seed, seeds)
+        specs = [spec for changes, folder in each for spec in specs_of(changes, folder)]
+    if dry_run:
+        lines: Iterator[str] = (line for spec in specs for line in rehearse(spec))
+    else:
+        parallel = Wanted(gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs)
+        lines = run_specs(specs, prepared, parallel, progress_display(False))
+    for line in lines:
+        click.echo(line)
     if seeds > 1 and not dry_run:
-        for k in numbers:
-            click.echo(spread_of([group for group, _ in groups], k))
+        for at in range(len(numbers)):
+            click.echo(spread_of(specs[at :: len(numbers)], prepared))
 
 
 @main.command()

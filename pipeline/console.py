@@ -18,7 +18,7 @@ from pipeline.errors import SpectralError, StoppedError, describe
 Command = Callable[..., Any]
 
 
-class Group(click.Group):
+class _PlainErrors(click.Command):
     """Turns what a user can cause into one line and exit status 1: here and nowhere else."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -36,6 +36,14 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Error: interrupted; run the same command again to go on", err=True)
             ctx.exit(130)
+
+
+class Group(_PlainErrors, click.Group):
+    """The command that has the others under it."""
+
+
+class PlainCommand(_PlainErrors):
+    """A command that stands alone."""
 
 
 @contextmanager

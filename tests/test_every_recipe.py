@@ -26,11 +26,11 @@ from tests.test_rows import recipes, rows
 from trainer import models
 from trainer.data.selection import Prepared
 from trainer.jobs.dryrun import dry_run
-from trainer.jobs.shards import select_runs, train_shard
+from trainer.jobs.shards import make_specs
 from trainer.recipes.cookbook import names, resolve
 from trainer.recipes.recipe import Recipe
 from trainer.record.rundir import RunDir
-from trainer.run.execution import Execution
+from trainer.run.carry_out import carry_out
 from trainer.run.network import build_network
 
 
@@ -201,24 +201,24 @@ def test_three_steps(case: Case, prepared: Callable[[Shape], Prepared], tmp_path
     """By the ways of `spectral train --dry-run` and `spectral train`, from the recipe's name."""
     name, data = cases()[case][0], prepared(case.shape)
     settings = standing_in(recipes()[name])
-    group = select_runs(data, name, settings, "x", tmp_path)
-    assert group.recipe.toml() == case.recipe
+    (spec,) = make_specs(data, [0], name, settings, tmp_path, name="x")
+    assert spec.recipe.toml() == case.recipe
 
-    said = " ".join(dry_run(group, 0))
-    assert f"{group.recipe.model} on {case.shape.channels}×{case.shape.side}×" in said
+    said = " ".join(dry_run(spec))
+    assert f"{spec.recipe.model} on {case.shape.channels}×{case.shape.side}×" in said
     assert re.search(r"\b3 steps.* images: loss \d+\.\d+ ", said), said
     assert not list(tmp_path.iterdir())
 
-    train_shard(group, 0, Execution(), lambda *_: nullcontext(lambda *_: None))
-    run = RunDir.of(group.path, 0)
+    carry_out(spec, lambda *_: nullcontext(lambda *_: None))
+    run = RunDir(spec.directory)
     result = json.loads((run.path / "result.json").read_text())
     assert result["steps"] == 3
     for split in ("calib", "val"):
         assert all(map(math.isfinite, result[split].values()))
         assert result[split]["samples"] == data.manifest.written(split)
     # float16 begins with a scale of the loss that overflows, and goes on with smaller ones
-    assert result["nan_grads"] <= 2 * (group.recipe.precision == "fp16")
-    before = build_network(group.recipe, data.manifest).state_dict()
+    assert result["nan_grads"] <= 2 * (spec.recipe.precision == "fp16")
+    before = build_network(spec.recipe, data.manifest).state_dict()
     after = torch.load(run.last, weights_only=True)["model"]
     kernels = [key for key, weight in before.items() if weight.ndim > 1]
     assert [key for key in kernels if torch.equal(before[key], after[key])] == []

@@ -20,6 +20,7 @@ from trainer.jobs.launch import Ended, Launched
 from trainer.jobs.queue import Entry, FailedJobsError, Job, Queue, State, Watch
 from trainer.jobs.slots import Slot, Wanted, environments, make_slots, named_devices
 from trainer.jobs.watch import LiveTable
+from trainer.run.spec import RunSpec
 
 FAST = ("--recipe", "digits", "--set", "batch_size=16", "--set", "model_args.width=8",
         "--name", "x")  # fmt: skip
@@ -221,7 +222,8 @@ def shell(root: Path, shard: int, script: str, after: int | None = None) -> Entr
     """A job of a few shell commands, which run in its directory."""
     directory = root / f"shard_{shard:02d}"
     command = ("sh", "-c", f"cd {directory}; {script}")
-    return Entry(Job(shard=shard, directory=directory, command=command, after=after))
+    before = () if after is None else (root / f"shard_{after:02d}",)
+    return Entry(Job(shard=str(shard), directory=directory, command=command, after=before))
 
 
 def test_a_job_starts_after_the_one_that_it_needs(tmp_path: Path) -> None:
@@ -320,13 +322,17 @@ def test_a_damaged_shard_fails_and_the_others_finish(
     command = ("-v", "train", "--data", "copy", "--runs", "runs", *FAST, "--set", "epochs=1")
     done = spectral_here(*command, "--shard", "all", "--jobs", 2)
     assert done.returncode == 1, done.stderr
-    assert "1 of 4 shards failed:\n  shard 1: copy/train/shard_01.beton is trunc" in done.stderr
+    assert (
+        f"1 of 4 shards failed:\n  shard 1: {tmp_path}/copy/train/shard_01.beton is trunc"
+        in done.stderr
+    )
     assert done.stdout.count(": started, ") == 4
     assert done.stdout.count(": 1 epochs in ") == 3
     for k in (0, 2, 3):
         run = Path("runs", "toy", "copy", "x", f"shard_{k:02d}")
         assert json.loads((run / "result.json").read_text())["epochs"] == 1
-        assert "epoch 1/1" in (run / "stderr.log").read_text()  # --verbose was passed on
+        assert "epoch 1/1" in (run / "stderr.log").read_text()
+        assert RunSpec.load(run / "spec.json").planes == (k,)
     again = spectral_here(*command, "--shard", "0,3")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("already finished, 1 epochs") == 2

@@ -1,9 +1,10 @@
-"""The options of the commands that train and use what was trained, and how they go on to jobs."""
+"""What the commands that train, and use what was trained, share: options and the log."""
+
+import logging
 
 import click
-from click.core import ParameterSource
 
-from pipeline.console import PATH, apply
+from pipeline.console import PATH, Echo, apply
 
 data_options = apply(
     click.option(
@@ -53,16 +54,9 @@ execution_options = apply(
 )
 
 
-def arguments(ctx: click.Context, *, without: frozenset[str]) -> list[str]:
-    """The command line that `ctx` was made from, but for the options `without`, by their names in
-    Python; for a process that is to do a part of the same.
-    """
-    words = [*arguments(ctx.parent, without=without), ctx.command.name or ""] if ctx.parent else []
-    for option in ctx.command.params:
-        name = option.name or ""
-        said = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if said and name not in without and isinstance(option, click.Option):
-            value, flag = ctx.params[name], max(option.opts, key=len)
-            values = value if option.multiple else [value]
-            words += [flag] if option.is_flag else [f"{flag}={one}" for one in values]
-    return words
+def show_log(*, verbose: bool) -> None:
+    """Write what our packages log to standard error; with `verbose` that of all others too."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[Echo()], force=True)
+    for package in ("pipeline", "trainer"):
+        logging.getLogger(package).setLevel(logging.INFO)

@@ -8,10 +8,10 @@ from typing import Any
 from pipeline.planes.imaging import image_to_values
 from trainer.data.selection import Prepared, select
 from trainer.fusion.ensemble import ensemble
-from trainer.jobs.shards import select_runs, train_shard
+from trainer.jobs.shards import make_specs
 from trainer.process.device import pick_device
 from trainer.reports.report import table
-from trainer.run.execution import Execution
+from trainer.run.carry_out import carry_out
 from trainer.run.train import ProgressBar
 
 RECIPE = "digits"
@@ -59,10 +59,10 @@ def run(out: Path, json_file: Path | None, progress_bar: ProgressBar) -> str:
 def _one(out: Path, splits: int, progress_bar: ProgressBar) -> dict[str, Any]:
     data = select(out / "data", splits=splits)
     runs = out / "runs"
-    group = select_runs(data, RECIPE, (), None, runs)
-    for k in range(splits):
-        print(train_shard(group, k, Execution(), progress_bar), flush=True)
-    return ensemble(data, group.path, pick_device(), progress_bar)
+    specs = make_specs(data, range(splits), RECIPE, (), runs)
+    for spec in specs:
+        print(carry_out(spec, progress_bar), flush=True)
+    return ensemble(data, specs[0].directory.parent, pick_device(), progress_bar)
 
 
 def _draw(out: Path, summary: dict[str, Any], picture: Path) -> None:

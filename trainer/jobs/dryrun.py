@@ -1,4 +1,4 @@
-"""A run that is not to be started in; what it would be, in lines, out. Nothing is written."""
+"""Says what a run would be, without starting it; nothing is written."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from pipeline.format import manifest
 from trainer.data.loader import ShardLoader
 from trainer.data.normalise import Normaliser
-from trainer.jobs.shards import Group
+from trainer.data.selection import Prepared
 from trainer.methods.schedule import lr_at
 from trainer.process.device import pick_device
 from trainer.process.world import World
 from trainer.run.network import build_network
 from trainer.run.setup import make_augmenter, make_plan, remarks, total_steps
+from trainer.run.spec import RunSpec
 from trainer.run.step import Stepper
 
 _POINTS = 11  # at which the learning rate is shown
@@ -21,12 +23,12 @@ _SCALES = 17  # of the loss with float16, from 2^16 to 1: the first ones may ove
 _MOST = 64  # images of the step; memory is reckoned from it
 
 
-def dry_run(group: Group, k: int) -> Iterator[str]:
-    """Parameters, steps, learning rates of shard `k`; then one step on real images, for the first
+def dry_run(spec: RunSpec) -> Iterator[str]:
+    """Parameters, steps, learning rates of a run; then one step on real images, for the first
     loss and the memory.
     """
-    recipe, data, device = group.recipe, group.data, pick_device()
-    group.data.manifest.check_shard(k)
+    recipe, k, device = spec.recipe, spec.planes[0], pick_device()
+    data = Prepared(spec.data, manifest.load(spec.data))
     world = World(0, 1, device)
     plan = make_plan(recipe, data, world)
     network = build_network(recipe, data.manifest)
@@ -39,7 +41,7 @@ def dry_run(group: Group, k: int) -> Iterator[str]:
         f"{recipe.model} on {shape}, {len(data.manifest.classes)} classes: "
         f"{count(network):,} parameters"
     )
-    yield f"would be {group.path}/shard_{k:02d}"
+    yield f"would be {spec.directory}"
     yield f"{steps:,} steps, {plan.steps:,} an epoch, {steps / plan.steps:.1f} epochs"
     yield "learning rate by step: " + _rates(recipe, steps, plan.steps)
     yield from remarks(recipe, plan)

@@ -38,12 +38,17 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run in processes of its own. `after`: the shard that has to be finished before."""
+    """One run in processes of its own, known by its directory.
 
-    shard: int
+    shard: how people know it. after: directories of jobs that have to be finished before.
+    prepare: called just before it starts, to write what its command reads.
+    """
+
+    shard: str
     directory: Path
     command: tuple[str, ...]
-    after: int | None = None
+    after: tuple[Path, ...] = ()
+    prepare: Callable[[], None] = lambda: None
 
 
 class Entry:
@@ -60,6 +65,7 @@ class Entry:
     def start(self, slot: Slot) -> None:
         """Start its processes; a machine that cannot is a failure of this job."""
         try:
+            self.job.prepare()
             self.launched = Launched(self.job.command, slot, self.job.directory)
         except OSError as error:
             self.fail(describe(error))
@@ -103,7 +109,7 @@ class Queue:
 
     def __init__(self, entries: list[Entry], slots: list[Slot], watch: Watch) -> None:
         self.entries = entries
-        self._by_shard = {entry.job.shard: entry for entry in entries}
+        self._by_directory = {entry.job.directory: entry for entry in entries}
         self._free = list(slots)
         self._watch = watch
         self._obeyed = 0
@@ -147,11 +153,11 @@ class Queue:
     def _start_ready(self) -> None:
         for entry in self._in(State.WAITING):
             before = self._before(entry)
-            if before and before.state is State.FAILED:
-                entry.fail(f"shard {before.job.shard}, which it starts from, failed")
-            elif before and before.state is State.STOPPED:
+            if failed := [one for one in before if one.state is State.FAILED]:
+                entry.fail(f"shard {failed[0].job.shard}, which it starts from, failed")
+            elif any(one.state is State.STOPPED for one in before):
                 entry.state = State.STOPPED
-            elif self._free and (before is None or before.state is State.FINISHED):
+            elif self._free and all(one.state is State.FINISHED for one in before):
                 entry.start(self._free[0])
                 if entry.state is State.RUNNING:
                     del self._free[0]
@@ -159,8 +165,9 @@ class Queue:
                 continue
             self._watch.changed(entry)
 
-    def _before(self, entry: Entry) -> Entry | None:
-        return None if entry.job.after is None else self._by_shard.get(entry.job.after)
+    def _before(self, entry: Entry) -> list[Entry]:
+        """What it waits for in this queue; what is not in it has finished already."""
+        return [self._by_directory[d] for d in entry.job.after if d in self._by_directory]
 
     def _in(self, state: State) -> list[Entry]:
         return [entry for entry in self.entries if entry.state is state]
@@ -178,7 +185,7 @@ class Queue:
                 "mend that and run the same command again: it leaves finished shards as they are"
             )
         if left := [*self._in(State.STOPPED), *self._in(State.WAITING)]:
-            shards = ", ".join(str(entry.job.shard) for entry in left)
+            shards = ", ".join(entry.job.shard for entry in left)
             raise StoppedError(
                 f"stopped before shards {shards} were finished; the same command goes on"
             )

@@ -1,37 +1,30 @@
-"""A prepared data set and shard numbers in; trained networks out, one line said of each."""
+"""Makes the specifications of the runs that a command asks for, and has them carried out."""
 
-import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from pipeline.catalogue import catalogue
 from pipeline.cpus import usable_cores
-from pipeline.errors import ConfigError, SpectralError, StoppedError
+from pipeline.errors import ConfigError
 from pipeline.format.beton import digest
-from trainer.data.loader import check_samples
 from trainer.data.selection import Prepared
 from trainer.jobs.queue import Entry, Job, Queue
 from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.jobs.watch import watch
-from trainer.process.device import make_deterministic, pick_device
 from trainer.process.mps import shared_gpus
-from trainer.process.stop import stop_requests
-from trainer.process.world import World, joined
 from trainer.recipes.cookbook import resolve
-from trainer.recipes.recipe import Recipe
 from trainer.record.rundir import RunDir, group_directory
-from trainer.record.stderr import note_failure
 from trainer.reports.report import figures, spread
 from trainer.run import setup
+from trainer.run.carry_out import carry_out, first_weights
 from trainer.run.execution import Execution
-from trainer.run.train import ProgressBar, Trainer
+from trainer.run.spec import NAME, RunSpec, folder
+from trainer.run.train import ProgressBar
 
-log = logging.getLogger(__name__)
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
 
 
@@ -43,180 +36,114 @@ def default_recipe(data: Prepared) -> str:
     return "cifar-resnet20" if prep.input_shape[1] <= SMALL_PLANE else "resnet18"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """The runs of one recipe on one data set. `init`: a file of weights that all start from;
-    `init_shard`: the shard whose best weights the others start from.
-    """
-
-    data: Prepared
-    recipe: Recipe
-    path: Path
-    init: Path | None = None
-    init_shard: int | None = None
-
-    def weights(self, k: int) -> Path | None:
-        """What shard `k` starts from, if not from random weights."""
-        if self.init_shard is None or self.init_shard == k:
-            return self.init
-        first = RunDir.of(self.path, self.init_shard)
-        if first.finished(self.recipe, self.data.manifest) is None:
-            raise ConfigError(
-                f"--init-shard {self.init_shard}: {first.path} has not finished: train it first"
-            )
-        return first.best
-
-
-def select_runs(
+def make_specs(
     data: Prepared,
+    shards: Sequence[int],
     recipe_name: str | None,
     settings: tuple[str, ...],
-    name: str | None,
     runs: Path,
+    *,
+    name: str | None = None,
     init: Path | None = None,
     init_shard: int | None = None,
-) -> Group:
-    """Which runs the options of the command line mean. A file of first weights is in their
-    name; a first shard is not, it belongs to the same ones.
+    execution: Execution | None = None,
+) -> list[RunSpec]:
+    """One run for each shard. A file of first weights is in the name of their folder; a first
+    shard is not, since it belongs to the same runs.
     """
     found = resolve(recipe_name or default_recipe(data), settings)
-    recipe, label = found.recipe, found.label
-    setup.check(recipe, data)
+    setup.check(found.recipe, data)
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
+    label = found.label
     if init is not None:
+        init = init.absolute()
         label += f"+init={init.stem}-{digest(init)[:6]}"  # every run has a best.pt
     if init_shard is not None:
         data.manifest.check_shard(init_shard)
-    path = group_directory(runs, data, name or label)
-    return Group(data=data, recipe=recipe, path=path, init=init, init_shard=init_shard)
+    group = group_directory(runs, data, name or label).absolute()
+    first = None if init_shard is None else group / folder((init_shard,))
+    specs = []
+    for k in shards:
+        data.manifest.check_shard(k)
+        before = None if k == init_shard else first
+        specs.append(
+            RunSpec(
+                data=data.directory.absolute(),
+                planes=(k,),
+                recipe=found.recipe,
+                directory=group / folder((k,)),
+                execution=execution or Execution(),
+                init=init if before is None else None,
+                init_run=before,
+                after=() if before is None else (before,),
+            )
+        )
+    return specs
 
 
-def seeded(
-    data: Prepared,
-    recipe_name: str | None,
-    settings: tuple[str, ...],
-    name: str | None,
-    runs: Path,
-    init: Path | None,
-    init_shard: int | None,
-    seeds: int,
-) -> list[tuple[Group, list[str]]]:
-    """`select_runs` for each of several seeds, from the recipe's own on, with the options that
-    make the same of it on a command line without --seeds and --name.
-    """
-    first = select_runs(data, recipe_name, settings, name, runs, init, init_shard)
-    if seeds == 1:
-        return [(first, [] if name is None else [f"--name={name}"])]
-    found = []
-    for seed in range(first.recipe.seed, first.recipe.seed + seeds):
+def with_seeds(
+    settings: tuple[str, ...], name: str | None, first: int, seeds: int
+) -> Iterator[tuple[tuple[str, ...], str | None]]:
+    """Settings and --name of so many seeds, from the recipe's own `first` on."""
+    for seed in range(first, first + seeds):
         own = f"seed={seed}"
-        folder = None if name is None else f"{name}+{own}"
-        same = (*settings, own)
-        group = select_runs(data, recipe_name, same, folder, runs, init, init_shard)
-        found.append((group, [f"--set={own}"] + ([f"--name={folder}"] if folder else [])))
-    return found
+        yield (*settings, own), None if name is None else f"{name}+{own}"
 
 
-def train_shards(
-    group: Group,
-    shards: list[int],
-    execution: Execution,
-    wanted: Wanted,
-    arguments: list[str],
-    progress_bar: ProgressBar,
+def run_specs(
+    specs: list[RunSpec], data: Prepared, wanted: Wanted, progress_bar: ProgressBar
 ) -> Iterator[str]:
-    """Train one shard here, or several in processes of their own; a line of each."""
-    if wanted.needs_queue(len(shards), os.environ):
-        yield from queue_shards(group, shards, wanted, arguments)
+    """Carry out one run here, or several in processes of their own; a line of each."""
+    if wanted.needs_queue(len(specs), os.environ):
+        yield from _queued(specs, data, wanted)
         return
-    slots_here(wanted, 1)  # refuses options that make no sense on this machine
-    if line := train_shard(group, shards[0], execution, progress_bar):
+    _slots_here(wanted, 1)  # refuses options that make no sense on this machine
+    if line := carry_out(specs[0], progress_bar):
         yield line
 
 
-def spread_of(groups: list[Group], k: int) -> str:
-    """What shard `k` reached with several seeds, in a line."""
-    found = [
-        RunDir.of(group.path, k).finished(group.recipe, group.data.manifest) for group in groups
-    ]
-    return f"shard {k}, {spread([result for result in found if result])}"
+def spread_of(specs: list[RunSpec], data: Prepared) -> str:
+    """What one shard reached with several seeds, in a line."""
+    found = [RunDir(spec.directory).finished(spec.recipe, data.manifest) for spec in specs]
+    return f"shard {specs[0].shard}, {spread([result for result in found if result])}"
 
 
-def train_shard(group: Group, k: int, execution: Execution, progress_bar: ProgressBar) -> str:
-    """Train one shard, or report that it is finished; its figures in a line. Under torchrun
-    all processes of the job call it, and the first one writes.
-    """
-    run, data, recipe = RunDir.of(group.path, k), group.data, group.recipe
-    data.manifest.check_shard(k)
-    if result := run.finished(recipe, data.manifest):
-        return f"{run.path}: already finished, {figures(result)}"
-    for split in data.manifest.counts:
-        if data.manifest.written(split):  # found out now, not after all epochs
-            classes, written = len(data.manifest.classes), data.manifest.written(split)
-            check_samples(data.shard_path(split, k), written, classes)
-    device = pick_device()
-    make_deterministic(execution.deterministic)
-    with stop_requests() as stop, joined(device) as world:
-        if not world.leads:
-            logging.getLogger("trainer").setLevel(logging.ERROR)
-            progress_bar = _silent
-        with run.locked() if world.leads else nullcontext(), _noted(run, world):
-            weights = group.weights(k)
-            if world.leads:
-                run.check(recipe, data, k, weights)
-            trainer = Trainer(data, k, recipe, run, world, stop, execution, weights)
-            if world.leads:
-                run.start(recipe, data, k, weights)
-            world.wait()
-            result = trainer.train(progress_bar)
-    return f"{run.path}: {figures(result)}" if world.leads else ""
-
-
-def queue_shards(
-    group: Group, shards: list[int], wanted: Wanted, arguments: list[str]
-) -> Iterator[str]:
-    """Train shards in processes of their own, as many at a time as there are slots; finished ones
-    are only reported. arguments: the command line of `train` but for --shard.
-    """
-    jobs = []
-    for k in shards:
-        run = RunDir.of(group.path, k)
-        if result := run.finished(group.recipe, group.data.manifest):
+def _queued(specs: list[RunSpec], data: Prepared, wanted: Wanted) -> Iterator[str]:
+    """As many at a time as there are slots; finished ones are only reported."""
+    directories = {spec.directory for spec in specs}
+    times = Counter(spec.shard for spec in specs)
+    entries = []
+    for spec in specs:
+        run = RunDir(spec.directory)
+        if result := run.finished(spec.recipe, data.manifest):
             yield f"{run.path}: already finished, {figures(result)}"
             continue
-        if group.init_shard not in shards:
-            group.weights(k)  # refused now, rather than by every job
-        command = (sys.executable, "-P", "-m", "cli", *arguments, "--shard", str(k))
-        after = None if k == group.init_shard else group.init_shard
-        jobs.append(Entry(Job(shard=k, directory=run.path, command=command, after=after)))
-    slots = slots_here(wanted, max(1, len(jobs)))
+        run.check_same(spec.recipe, data.manifest)  # before its spec.json is replaced
+        if spec.init_run not in directories:
+            first_weights(spec, data)  # refused now, rather than by every job
+        several = f" of {run.path.parent.name}" * (times[spec.shard] > 1)
+        entries.append(Entry(_job(spec, spec.shard + several)))
+    slots = _slots_here(wanted, max(1, len(entries)))
     shared = any(slot.devices and slot.sharing > 1 for slot in slots)
     with ExitStack() as stack:
-        if shared and jobs:
+        if shared and entries:
             os.environ.update(stack.enter_context(shared_gpus()))  # the jobs inherit it
-        if jobs:
-            Queue(jobs, slots, watch(jobs)).run()
+        if entries:
+            Queue(entries, slots, watch(entries)).run()
 
 
-def slots_here(wanted: Wanted, jobs: int) -> list[Slot]:
+def _job(spec: RunSpec, shard: str) -> Job:
+    worker = (sys.executable, "-P", "-m", "trainer.run.worker", str(spec.directory / NAME))
+    return Job(
+        shard=shard,
+        directory=spec.directory,
+        command=worker,
+        after=spec.after,
+        prepare=spec.save,
+    )
+
+
+def _slots_here(wanted: Wanted, jobs: int) -> list[Slot]:
     """Where `jobs` of them run on this machine; ConfigError for what it does not have."""
     return make_slots(wanted, visible_devices(), usable_cores(), jobs)
-
-
-@contextmanager
-def _noted(run: RunDir, world: World) -> Iterator[None]:
-    """Keep why a run failed where `spectral runs` finds it."""
-    try:
-        yield
-    except StoppedError:
-        raise
-    except (SpectralError, OSError) as error:
-        if world.leads:
-            with suppress(OSError):
-                note_failure(run.path, error)
-        raise
-
-
-def _silent(name: str, total: int, unit: str) -> Any:
-    return nullcontext(lambda count, note: None)

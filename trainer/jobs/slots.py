@@ -45,7 +45,7 @@ class Wanted:
     def _check_torchrun(self, shards: int) -> None:
         if shards > 1:
             raise ConfigError(
-                f"--shard names {shards} shards, but torchrun trains one shard: name one, or "
+                f"{shards} runs are asked for, but torchrun trains one shard, once: name one, or "
                 "leave torchrun out and say --gpus N"
             )
         if self != Wanted():

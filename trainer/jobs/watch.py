@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
@@ -57,16 +58,16 @@ class Lines(_Looking):
 
     def __init__(self, entries: list[Entry]) -> None:
         super().__init__(entries)
-        self._said: dict[int, tuple[float, int]] = {}  # shard: when, and of which epoch
+        self._said: dict[Path, tuple[float, int]] = {}  # run: when, and of which epoch
 
     def show(self) -> None:
         """A line of each run that has finished an epoch since its last one."""
         now = time.monotonic()
         for entry in self.entries:
             epoch = int(entry.log.status.epoch or 0)
-            when, before = self._said.setdefault(entry.job.shard, (-LINE_EVERY, epoch))
+            when, before = self._said.setdefault(entry.job.directory, (-LINE_EVERY, epoch))
             if entry.state is State.RUNNING and epoch > before and now - when >= LINE_EVERY:
-                self._said[entry.job.shard] = now, epoch
+                self._said[entry.job.directory] = now, epoch
                 self.console.print(f"shard {entry.job.shard}: {_progress(entry)}")
 
 
@@ -133,7 +134,7 @@ class LiveTable(_Looking):
         for name in ("shard", "state", "epoch", "step", "", "loss", "images/s", "calib", "left"):
             justify: Literal["left", "right"] = "left" if name in ("state", "") else "right"
             table.add_column(name, justify=justify, no_wrap=True)
-        for entry in sorted(shown, key=lambda entry: entry.job.shard):
+        for entry in sorted(shown, key=self.entries.index):
             table.add_row(*_cells(entry), style=_COLOURS.get(entry.state, ""))
         return table
 
@@ -147,7 +148,7 @@ def _cells(entry: Entry) -> list[Any]:
     at = entry.log.status
     best = at.best("calib")
     return [
-        str(entry.job.shard),
+        entry.job.shard,
         str(entry.state),
         of_total(at.epoch, at.epochs),
         of_total(at.step, at.steps),

@@ -1,6 +1,6 @@
 """Where a run lives and what lies there.
 
-RUNS/<dataset>/<folder of the data>/<recipe>[+key=value…]/shard_07/ with recipe.toml,
+RUNS/<dataset>/<folder of the data>/<recipe>[+key=value…]/shard_07/ with recipe.toml, spec.json,
 manifest.json (a copy of the data's), origin.json, versions.json, log.jsonl, last.pt and the
 checkpoint before it, best.pt and, when it has finished, result.json.
 """
@@ -65,10 +65,10 @@ class RunDir:
         """The figures of a finished run, else None."""
         return _read_json(self.path / "result.json")
 
-    def finished(self, recipe: Recipe, data: Manifest) -> dict[str, Any] | None:
-        """The result, if this recipe was trained to the end on this data; else None."""
+    def finished(self, recipe: Recipe | None, data: Manifest) -> dict[str, Any] | None:
+        """The result, if this recipe, or any, was trained to the end on this data; else None."""
         if result := self.result:
-            self._check(recipe, data)
+            self.check_same(recipe, data)
             if not {"epochs", "steps", "train_seconds"} <= result.keys():
                 raise DamagedError(
                     f"{self.path / 'result.json'} is damaged: remove it and run the same again"
@@ -95,7 +95,7 @@ class RunDir:
         """Refuse it if what is there was made with another recipe, other data, another start; and
         files of the shard that are not what was prepared, where they are new here or changed.
         """
-        self._check(recipe, data.manifest)
+        self.check_same(recipe, data.manifest)
         path = self.path / "origin.json"
         recorded, found = _read_json(path) or {"files": {}}, _origin(data, k, weights)
         if not isinstance(recorded.get("files"), dict):
@@ -115,9 +115,10 @@ class RunDir:
                     "`spectral verify`"
                 )
 
-    def _check(self, recipe: Recipe, data: Manifest) -> None:
+    def check_same(self, recipe: Recipe | None, data: Manifest) -> None:
+        """Refuse it if what is there was made with another recipe or other data."""
         recorded = self.path / "recipe.toml"
-        if recorded.exists() and not _same(recipe, recorded):
+        if recipe is not None and recorded.exists() and not _same(recipe, recorded):
             raise ConfigError(
                 f"{self.path} was started with another recipe (see recipe.toml there): "
                 "give this one another --name"
