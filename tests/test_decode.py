@@ -1,17 +1,20 @@
 """What is an image is known by content; everything odd becomes RGB or a reason."""
 
 import io
+import os
+import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from pipeline.errors import BadImageError
-from pipeline.preparation import preparation
 from pipeline.planes.decode import decode
 from pipeline.planes.resize import resize
-from tests.conftest import photograph
+from pipeline.preparation import preparation
+from tests.conftest import photograph, spectral
 
 
 def photo(width: int = 120, height: int = 90) -> Image.Image:
@@ -45,9 +48,92 @@ def test_every_mode_becomes_rgb_or_grey() -> None:
 def test_sixteen_bits_keep_their_upper_eight() -> None:
     values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
     found = decode(coded(Image.fromarray(values), "PNG"), 1, 16)
-    dark = decode(coded(Image.fromarray(values[:1] // 257), "PNG"), 1, 16)
-    assert np.asarray(dark).max() == 0
     assert (np.asarray(found) == values >> 8).all()
+    black = decode(coded(Image.fromarray(values * 0), "PNG"), 1, 16)
+    assert np.asarray(black).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "reason"),
+    [
+        (np.arange(0, 4096, 16, dtype=np.uint16), "PNG", "none above 4080: of fewer bits"),
+        (np.arange(256, dtype=np.uint16), "TIFF", "none above 255: of fewer bits"),
+        (np.linspace(-1, 1, 256, dtype=np.float32), "TIFF", "float samples from -1 to 1"),
+        (np.linspace(0, 4095, 256, dtype=np.float32), "TIFF", "float samples from 0 to 4095"),
+        (np.full(256, np.nan, np.float32), "TIFF", "float samples from nan"),
+        (np.arange(256, dtype=np.int32) - 300, "TIFF", "not 0 to 65535"),
+        (np.arange(256, dtype=np.int32) + 70_000, "TIFF", "integer samples from 70000"),
+    ],
+)
+def test_a_range_that_cannot_be_told_is_a_reason(
+    values: np.ndarray, kind: str, reason: str
+) -> None:
+    """Cut to 8 bits it would be an image all black, or all white."""
+    with pytest.raises(BadImageError, match=reason):
+        decode(coded(Image.fromarray(values.reshape(16, 16)), kind), 1, 16)
+
+
+def test_floats_from_0_to_1_are_grey_levels() -> None:
+    values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    found = np.asarray(decode(coded(Image.fromarray(values), "TIFF"), 1, 16))
+    assert np.abs(found - 255.0 * values).max() <= 1
+
+
+def endless_dds() -> bytes:
+    """A header of 2,097,202×40 px whose reader goes on behind the end of the file."""
+    header = struct.pack("<7I", 124, 0x100F, 40, 2_097_202, 150, 0, 0) + bytes(44)
+    pixels = struct.pack("<8I", 32, 0x40, 0, 24, 0xFF0000, 0xFF00, 0xFF, 0)
+    return b"DDS " + header + pixels + struct.pack("<5I", 0x1000, 0, 0, 0, 0) + bytes(100)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("kind", ["DDS", "EPS", "PCX", "TGA", "ICO", "SGI"])
+def test_a_format_that_nobody_trains_on_is_not_opened(kind: str) -> None:
+    made = {"DDS": endless_dds(), "EPS": POSTSCRIPT}
+    data = made[kind] if kind in made else coded(photo(), kind)
+    with pytest.raises(BadImageError, match="not an image format that is read"):
+        decode(data, 3, 32)
+
+
+def test_no_input_starts_another_program_or_hangs(tmp_path: Path) -> None:
+    """The real command on a folder with PostScript and an endless DDS, named as photographs."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("gs", "gswin64c", "djpeg", "ppmquant", "convert"):
+        (programs / name).write_text(f"#!/bin/sh\necho ran >> {tmp_path}/ran\n")
+        (programs / name).chmod(0o755)
+    folder = tmp_path / "images" / "train" / "cats"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        photo().save(folder / f"{number}.jpg")
+    (folder / "x.jpg").write_bytes(POSTSCRIPT)
+    (folder / "y.jpg").write_bytes(endless_dds())
+    done = spectral(
+        "prepare", "toy", "--source", tmp_path / "images", "--out", tmp_path / "out",
+        "--splits", 4, "--size", 32, "--calib", 0, "--report-bad",
+        PATH=f"{programs}{os.pathsep}{os.environ['PATH']}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("not an image format that is read") == 2, done.stdout
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_colour_mode_that_is_not_read_says_so_without_a_path() -> None:
+    """Reasons are stored, and their digest is the same on all machines."""
+    data = coded(Image.new("LAB", (8, 8)), "TIFF")
+    with pytest.raises(BadImageError) as caught:
+        decode(data, 3, 8)
+    assert "/" not in str(caught.value)
+
+
+def test_a_large_colour_profile_does_not_matter() -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("comment", "x" * (3 << 20), zip=True)
+    profile = np.random.default_rng(0).integers(0, 256, 3 << 20, dtype=np.uint8).tobytes()
+    data = coded(photo(), "PNG", pnginfo=info, icc_profile=profile)
+    assert decode(data, 3, 32).size == photo().size
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:

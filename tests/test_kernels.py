@@ -12,13 +12,13 @@ from scipy.fft import dct, dctn
 
 from pipeline import transforms
 from pipeline.format.codec import Payloads
-from pipeline.preparation import preparation
 from pipeline.planes.kernels.frames import BLOCK, compress_planes, room_for
 from pipeline.planes.kernels.gather import gather
 from pipeline.planes.kernels.moments import add_moments
 from pipeline.planes.kernels.project import FRACTION_BITS, GROUP, add_thirds, fold, weigh
 from pipeline.planes.kernels.quantise import ROUNDING, quantise_row
 from pipeline.planes.splitter import Splitter, sparse
+from pipeline.preparation import preparation
 from pipeline.zstd import CompressionContext
 
 RGB_AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])

@@ -295,3 +295,56 @@ def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
     (tmp_path / "tars").mkdir()
     (tmp_path / "tars" / "n01.tar").write_bytes(file.getvalue())
     assert "x.JPEG is a link" in refused(tmp_path / "tars", tmp_path / "scan")
+
+
+def member(name: str, size: int) -> bytes:
+    """A header with a right checksum, whatever the size; below 0 it is a signed base-256 number."""
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = (
+        b"%011o\0" % size if 0 <= size < 8**11
+        else (size % 256**12 | (0 if size < 0 else 1 << 95)).to_bytes(12, "big")
+    )  # fmt: skip
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(10**6)])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_with_a_negative_size_is_damage(tmp_path: Path, size: int, kind: bytes) -> None:
+    """Python's tarfile goes back by it, and finds the same header again, for ever."""
+    header = bytearray(member("b.jpg", size))
+    header[156:157] = kind
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    path = tmp_path / "lies.tar"
+    path.write_bytes(member("a.jpg", 512) + bytes(512) + bytes(header) + bytes(2048))
+    with path.open("rb") as stream, pytest.raises(SourceError, match="damaged near byte") as caught:
+        for found in walk(stream, str(path)):
+            assert found.name == "a.jpg"
+    assert str(path) in str(caught.value)
+
+
+def test_members_beyond_4_gib_are_found(tmp_path: Path) -> None:
+    """A file that long, and one behind it; the disk holds a few blocks of it."""
+    path, size = tmp_path / "long.tar", 5 << 30
+    with path.open("wb") as file:
+        file.write(member("a.jpg", size))
+        file.seek(512 + size)
+        file.write(member("b.jpg", 3) + b"abc".ljust(512, b"\0") + bytes(1024))
+    with path.open("rb") as stream:
+        found = [(m.name, m.offset, m.size) for m in walk(stream, str(path))]
+    assert found == [("a.jpg", 512, size), ("b.jpg", 1024 + size, 3)]
+    with path.open("rb") as file:
+        file.seek(found[1][1])
+        assert file.read(3) == b"abc"
+
+
+def test_a_member_longer_than_8_gib_has_a_base_256_size(tmp_path: Path) -> None:
+    path, size = tmp_path / "longer.tar", 9 << 30
+    with path.open("wb") as file:
+        file.write(member("a.jpg", size))
+        file.seek(512 + size)
+        file.write(bytes(1024))
+    with path.open("rb") as stream:
+        assert [(m.offset, m.size) for m in walk(stream, str(path))] == [(512, size)]

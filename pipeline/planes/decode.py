@@ -1,4 +1,4 @@
-"""Bytes of an image file in, RGB or grey pixels out, or a reason why not.
+"""Decode image files to RGB or grey pixels, or say why one cannot be used.
 
 What counts is the content, never the file name. First frame of animations; EXIF
 orientation ignored, as every ImageNet loader does; transparency dropped.
@@ -8,12 +8,21 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
 from pipeline.errors import BadImageError
 
 Image.MAX_IMAGE_PIXELS = 89_478_485  # above it: a decompression bomb, refused
+# Pillow opens some forty formats: among them are readers that never end on damaged input (DDS) and
+# one that starts another program (EPS, Ghostscript). Only what people train on is opened; the
+# reader of JPEG opens MPO, too.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + ("AVIF",) * bool(
+    "avif" in features.modules and features.check("avif")
+)
+# Colour profiles and texts of good PNGs may be larger than the 1 MB that Pillow unpacks
+PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
 _MODES = {1: "L", 3: "RGB"}
+_LEAST_OF_16_BITS = 4096  # a 16-bit image without any value as high holds fewer bits
 
 
 def decode(data: bytes, channels: int, target: int) -> Image.Image:
@@ -29,7 +38,7 @@ def decode(data: bytes, channels: int, target: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)  # broken EXIF and the like
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 image.draft(image.mode, (2 * target, 2 * target))
             image.load()
@@ -37,9 +46,12 @@ def decode(data: bytes, channels: int, target: int) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError(f"decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
-        raise BadImageError("not an image that Pillow knows") from error
-    except MemoryError:
+        names = ", ".join(_FORMATS)
+        raise BadImageError(f"not an image format that is read ({names})") from error
+    except (MemoryError, BadImageError):
         raise
+    except ImportError as error:  # its text names a path of this installation
+        raise BadImageError("cannot decode: a colour mode that is not read") from error
     except Exception as error:  # Pillow's readers raise many types on damaged input
         raise BadImageError(f"cannot decode: {type(error).__name__}: {error}") from error
 
@@ -57,9 +69,20 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey (I;16, or I as Pillow opens some PNGs) to its upper 8 bits; else clipped."""
+    """Grey of more than 8 bits: the upper 8 of 16 (I;16, or I as Pillow opens some PNGs), floats
+    from 0 to 1 times 255, anything from 0 to 255 as it is. BadImageError where the range that is
+    meant cannot be told: it would become an image all black or white.
+    """
     values = np.asarray(image)
-    wide = values.dtype.kind in "iu" and values.size and values.max() > 255
-    if image.mode.startswith("I;16") or wide:
-        values = np.clip(values, 0, 65535) >> 8
-    return Image.fromarray(np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8))
+    lowest, highest = values.min(), values.max()
+    if image.mode == "F":
+        if not (lowest >= 0 and highest <= 255):  # also of NaN
+            raise BadImageError(f"float samples from {lowest:g} to {highest:g}, not 0 to 1 or 255")
+        values = values * 255 if highest <= 1 else values
+    elif image.mode.startswith("I;16") or highest > 255 or lowest < 0:
+        if lowest < 0 or highest > 65535:
+            raise BadImageError(f"integer samples from {lowest} to {highest}, not 0 to 65535")
+        if 0 < highest < _LEAST_OF_16_BITS:
+            raise BadImageError(f"16-bit samples, but none above {highest}: of fewer bits?")
+        values = values >> 8
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BadImageError
-from pipeline.preparation import Preparation
 from pipeline.planes.decode import decode, from_pixels
 from pipeline.planes.resize import resize
 from pipeline.planes.splitter import Planes, Splitter
+from pipeline.preparation import Preparation
 
 MAX_ASPECT = 32  # of images whose aspect is kept
 _LONGEST_JPEG = 65_500  # px, that libjpeg writes

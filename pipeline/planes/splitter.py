@@ -4,8 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import transforms
-from pipeline.preparation import Preparation
 from pipeline.planes.kernels.project import FRACTION_BITS, GROUP
+from pipeline.preparation import Preparation
 
 Planes = NDArray[np.int8]
 Pixels = NDArray[np.uint8]

@@ -66,7 +66,7 @@ class _Window:
         self.last, self.last_at = b"", start
 
     def read(self, size: int) -> bytes:
-        if size > _LONGEST_HEADER:
+        if not 0 <= size <= _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         if self._size is not None:
             size = max(0, min(size, self._size - self._position))
@@ -105,6 +105,9 @@ def walk(stream: Stream, where: str, start: int = 0, size: int | None = None) ->
         tar: Any = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
         while (entry := tar.next()) is not None:
             tar.members = []  # it would keep all of them
+            # base-256 sizes have a sign: the next header would be looked for further back
+            if entry.size < 0 or start + entry.offset_data < end:
+                raise tarfile.ReadError(f"{entry.name!r} of {entry.size:,} bytes")
             end = start + entry.offset_data + entry.size
             if not entry.isdir() and not _hidden(entry.name):
                 yield _member(entry, where, start)

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -16,7 +17,7 @@ LOCK = ".lock"
 _FILES = (manifest.NAME, samples.NAME)
 _SHARD = re.compile(rf"shard_\d+\.beton(\.sizes)?({re.escape(PARTIAL)})?")
 _JOURNAL = re.compile(r"(header|scan\.arrow|index\.(arrow|json)|commits\.jsonl|outcomes|again"
-                      rf"|.*\.points)({re.escape(PARTIAL)})?")  # fmt: skip
+                      rf"|.*\.points)({re.escape(PARTIAL)})?", re.DOTALL)  # fmt: skip
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -41,10 +42,26 @@ def _foreign(directory: Path) -> Iterator[str]:
             yield path.name
 
 
+def remove_journal(directory: Path) -> None:
+    """Remove what a run has written into its journal; a file of somebody else's stays."""
+    folder = directory / JOURNAL
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if not _JOURNAL.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    with suppress(OSError):  # not empty
+        folder.rmdir()
+
+
 def remove(directory: Path) -> None:
     """Remove all that a run has written, the manifest first: without it nothing is final."""
     (directory / manifest.NAME).unlink(missing_ok=True)
-    shutil.rmtree(directory / JOURNAL, ignore_errors=True)
+    remove_journal(directory)
     for name in (*_FILES, *(name + PARTIAL for name in _FILES)):
         (directory / name).unlink(missing_ok=True)
     for split in SPLITS:

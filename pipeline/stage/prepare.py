@@ -22,7 +22,7 @@ from pipeline.sources.index import SPLITS, Index, Scan
 from pipeline.sources.splits import assign, check_counts, refuse_unknown_choices
 from pipeline.stage.changes import changed_places, difference
 from pipeline.stage.journal import Journal
-from pipeline.stage.owned import JOURNAL, LOCK, refuse_foreign, remove
+from pipeline.stage.owned import JOURNAL, LOCK, refuse_foreign, remove, remove_journal
 from pipeline.stage.run import Run
 from pipeline.stage.statistics import conclude
 from pipeline.stage.verify import quick_check
@@ -75,7 +75,7 @@ def prepare(
         existed = (directory / manifest.NAME).exists()  # another run may have finished since
         if not existed:
             result = _write(prep, found, directory, workers, max_bad, progress)
-            shutil.rmtree(directory / JOURNAL)
+            remove_journal(directory)
     if existed:
         return Prepared(directory, _finished(directory, prep, source, progress), True)
     _say_what_to_look_at(directory, result)
@@ -248,7 +248,7 @@ def _finished(directory: Path, prep: Preparation, source: Path, progress: Progre
         raise DamagedError(f"{'; '.join(damaged)}: --overwrite prepares it again")
     if (directory / JOURNAL).exists():  # a run was killed in its very last moment
         with _lock(directory):
-            shutil.rmtree(directory / JOURNAL, ignore_errors=True)
+            remove_journal(directory)
     return found
 
 

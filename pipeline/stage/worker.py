@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import BadImageError, SpectralError, describe
 from pipeline.format.codec import Payloads, decode_whole, encoder
-from pipeline.preparation import Preparation
 from pipeline.planes.imaging import load
 from pipeline.planes.kernels.moments import add_moments
 from pipeline.planes.splitter import Splitter
+from pipeline.preparation import Preparation
 from pipeline.sources.index import Container, Place
 from pipeline.sources.reading import Reader
 
