@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -84,15 +85,35 @@ def test_only_one_column_and_one_row_group_is_read(
 ) -> None:
     write(tmp_path / "a" / "train.parquet", [0] * 8)
     asked: list[tuple[int, list[str]]] = []
-    real = pq.ParquetFile.read_row_group
+    labels, images = pq.ParquetFile.read_row_group, pq.ParquetFile.iter_batches
 
-    def spy(self: Any, group: int, columns: list[str], **more: Any) -> Any:
+    def spy_labels(self: Any, group: int, columns: list[str], **more: Any) -> Any:
         asked.append((group, columns))
-        return real(self, group, columns, **more)
+        return labels(self, group, columns, **more)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy)
+    def spy_images(self: Any, rows: int, groups: list[int], columns: list[str], **more: Any) -> Any:
+        asked.extend((group, columns) for group in groups)
+        return images(self, rows, groups, columns, **more)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", spy_labels)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", spy_images)
     listing(tmp_path / "a", tmp_path / "index")
     assert asked == [(n, [c]) for c in ("label", "image.bytes") for n in range(3)]
+
+
+def test_memory_does_not_grow_with_the_row_group(tmp_path: Path) -> None:
+    """pyarrow's default writer makes one row group of a million rows: here 80 MB in one."""
+    path, size = tmp_path / "train.parquet", 40_000
+    noise = np.random.default_rng(0).bytes(size)
+    images = [{"bytes": bytes([i % 256]) + noise[1:], "path": None} for i in range(2000)]
+    table = pa.table({"image": images, "label": [0] * 2000})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=8)
+    del table
+    before = pa.total_allocated_bytes()
+    read = open_parquet(path, Container(str(path), "parquet", "image.bytes"))
+    for row in (0, 1, 700, 1999, 3):
+        assert read(Place(0, "", 0, row)) == images[row]["bytes"]
+        assert pa.total_allocated_bytes() - before < 20e6
 
 
 def test_without_names_the_labels_themselves_are_the_classes(tmp_path: Path) -> None:

@@ -319,9 +319,10 @@ def test_a_header_with_a_negative_size_is_damage(tmp_path: Path, size: int, kind
     header[148:156] = b"%06o\0 " % sum(header)
     path = tmp_path / "lies.tar"
     path.write_bytes(member("a.jpg", 512) + bytes(512) + bytes(header) + bytes(2048))
+    names = []
     with path.open("rb") as stream, pytest.raises(SourceError, match="damaged near byte") as caught:
-        for found in walk(stream, str(path)):
-            assert found.name == "a.jpg"
+        names.extend(found.name for found in walk(stream, str(path)))
+    assert set(names) <= {"a.jpg"}
     assert str(path) in str(caught.value)
 
 

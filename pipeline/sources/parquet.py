@@ -21,6 +21,7 @@ IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 _NAME = re.compile(r"(train|validation|valid|val|test)(?:[-_.].*)?\.parquet")
 _PART = re.compile(r"-(\d+)-of-(\d+)")
+_ROWS, _BUFFER = 64, 1 << 20  # rows of a batch, bytes of a column's buffer
 _MOST_CLASSES = 1_000_000  # a label beyond is a mistake
 log = logging.getLogger(__name__)
 
@@ -67,18 +68,27 @@ class Parquet(Source):
 
 
 def open_parquet(path: Path, container: Container) -> Callable[[Place], bytes]:
-    """Reads one row group after the other and keeps the last; a null image has no bytes."""
+    """Reads in batches of some rows, whatever the size of a row group, best in their order; a null
+    image has no bytes.
+    """
     with _named(path):
-        file = pq.ParquetFile(path)
-    group, images = -1, pa.chunked_array([], pa.binary())
+        # with a buffer of its own, not filled ahead, a column is read page by page; else the whole
+        # column of a row group lies in memory at once
+        file = pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False)
+    group, first, images = -1, 0, pa.chunked_array([], pa.binary())
+    batches: Iterator[pa.RecordBatch] = iter(())
 
     def read(place: Place) -> bytes:
-        nonlocal group, images
-        if place.offset != group:
+        nonlocal group, first, images, batches
+        if place.offset != group or place.size < first:
+            group, first, images = place.offset, 0, images.slice(0, 0)
+            batches = file.iter_batches(_ROWS, [group], [container.inner], use_threads=False)
+        while place.size >= first + len(images):
+            first += len(images)
             with _named(path):
-                table = file.read_row_group(place.offset, [container.inner], use_threads=False)
-            group, images = place.offset, table.flatten().column(container.inner)
-        return images[place.size].as_py() or b""
+                table = pa.Table.from_batches([next(batches)])
+            images = table.flatten().column(container.inner)
+        return images[place.size - first].as_py() or b""
 
     return read
 
