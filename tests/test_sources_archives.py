@@ -218,6 +218,27 @@ def test_a_gzip_file_is_read_from_any_point(
         read(Place(0, "", len(content) - 5, 6))
 
 
+def test_damaged_points_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flipped bit in a window gave other bytes of an image, as if they were sound."""
+    monkeypatch.setattr(gzipped, "SPACING", 1 << 16)
+    monkeypatch.setattr(gzipped, "_CHUNK", 1 << 14)
+    draw = random.Random(1)
+    content = b" ".join(b"word%d" % draw.randrange(999) for _ in range(70_000))
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(content))
+    points = gzipped.points_of(path, tmp_path)
+    with gzipped.Gunzip(path, points) as stream:
+        stream.finish()
+    whole = points.path.read_bytes()
+    sound = [points.before(i) for i in range(0, len(content), 1 << 15)]
+    assert len({point.output for point in sound if point}) > 3
+    for at in range(5, len(whole), 9001):
+        points.path.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
+        for offset in range(0, len(content) - 99, 1 << 16):
+            place = Place(0, "", offset, 99)
+            assert gzipped.open_gzip(path, tmp_path)(place) == content[offset : offset + 99]
+
+
 def test_a_scan_makes_its_points_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gzipped, "SPACING", 1 << 10)
     monkeypatch.setattr(gzipped, "_CHUNK", 1 << 10)

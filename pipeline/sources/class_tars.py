@@ -84,6 +84,7 @@ def scanned(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
         with Gunzip(path, points) as gunzip:
             yield gunzip, scan.container(path, "gzip")
             gunzip.finish()
+            points.sync()
     else:
         with path.open("rb") as stream:
             yield stream, scan.container(path, "bytes")

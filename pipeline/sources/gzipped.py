@@ -7,8 +7,10 @@ reads starts from the point before, so that a forward pass is quadratic in the d
 points, and it holds all points in memory, 32 KiB each.
 """
 
+import os
 import struct
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ SPACING = 1 << 30  # bytes of output between points
 _CHUNK = 1 << 20
 _TRAILER = 8  # bytes: checksum and length after a member's data
 _POINT = struct.Struct("<QQHH")  # output offset, input offset, bits, window size
+_CRC = struct.Struct("<I")  # of the record behind it
 
 
 class DamagedGzipError(SourceError):
@@ -39,7 +42,12 @@ class Point:
 
 
 class Points:
-    """Where inflating can start, on disk: one record a point, its window of fixed size."""
+    """Where inflating can start, on disk: one record a point, its window of fixed size, each under
+    a checksum. Bytes inflated with a wrong window look sound, as the checksum of a gzip stream
+    counts from its start: a damaged record is passed over for the point before it.
+    """
+
+    _record = _CRC.size + _POINT.size + WINDOW
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,22 +59,37 @@ class Points:
     def add(self, point: Point) -> None:
         """One more; they rise."""
         head = _POINT.pack(point.output, point.at, point.bits, len(point.window))
+        record = head + point.window.ljust(WINDOW, b"\0")
         with self.path.open("ab") as file:
-            file.write(head + point.window.ljust(WINDOW, b"\0"))
+            file.write(_CRC.pack(zlib.crc32(record)) + record)
+
+    def sync(self) -> None:
+        """All of them are on the disk when this returns."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def before(self, output: int) -> Point | None:
-        """The last one that is not after `output`."""
-        found = None
+        """The last sound one that is not after `output`."""
         if not self.path.exists():
             return None
         with self.path.open("rb") as file:
-            for number in range(self.path.stat().st_size // (_POINT.size + WINDOW)):
-                file.seek(number * (_POINT.size + WINDOW))
-                offset, at, bits, size = _POINT.unpack(file.read(_POINT.size))
-                if offset > output:
-                    break
-                found = Point(offset, at, bits, file.read(size))
-        return found
+            for number in reversed(range(self.path.stat().st_size // self._record)):
+                file.seek(number * self._record + _CRC.size)
+                if _POINT.unpack(file.read(_POINT.size))[0] > output:
+                    continue
+                file.seek(number * self._record)
+                if (point := _parsed(file.read(self._record))) is not None:
+                    return point
+        return None
+
+
+def _parsed(data: bytes) -> Point | None:
+    """A record of `Points`; None if it is damaged."""
+    record = memoryview(data)[_CRC.size :]
+    if zlib.crc32(record) != _CRC.unpack_from(data)[0]:
+        return None
+    output, at, bits, size = _POINT.unpack_from(record)
+    return Point(output, at, bits, bytes(record[_POINT.size :][:size]))
 
 
 class Gunzip:
