@@ -25,7 +25,7 @@ class _PlainErrors(click.Command):
         """Run the command."""
         try:
             return super().invoke(ctx)
-        except SpectralError as error:
+        except (SpectralError, StoppedError) as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_status)
         except OSError as error:

@@ -44,7 +44,11 @@ class WorkerError(SpectralError):
     """A worker process that died or met an error of the machine (disk, memory, permission)."""
 
 
-class StoppedError(SpectralError):
-    """Stopped by a signal after everything was saved: the same command goes on (EX_TEMPFAIL)."""
+class StoppedError(BaseException):
+    """Stopped by a signal after everything was saved: the same command goes on (EX_TEMPFAIL).
+
+    As KeyboardInterrupt no Exception: it is raised wherever the signal came, and no `except
+    Exception` around a damaged input may take it for damage.
+    """
 
     exit_status = 75

@@ -1,11 +1,15 @@
 """CIFAR archives and idx files, in small: official labels, official pixels, or a clear no."""
 
+import collections
 import gzip
 import io
+import itertools
 import os
 import pickle
+import signal
 import struct
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +17,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.errors import SourceError
+from pipeline.console import stopped_by_signals
+from pipeline.errors import SourceError, StoppedError
 from pipeline.sources.cifar_files import BINARY, PYTHON, Variant
 from pipeline.sources.pickles import load_pickle
 from tests.conftest import photograph
@@ -383,3 +388,13 @@ def test_a_missing_idx_file_is_named(name: str, tmp_path: Path) -> None:
     del mnist.files[name]
     with pytest.raises(SourceError, match=f"lacks {name}"):
         listing(mnist.write(tmp_path / "a", zipped=False), tmp_path / "index")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_while_unpickling_is_no_damage(number: signal.Signals) -> None:
+    """A real signal: it ended with "expected a pickled dictionary" and status 1."""
+    data = pickle.dumps({f"key{i}": list(range(200)) for i in range(2000)})
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(StoppedError, match=number.name), stopped_by_signals():
+        collections.deque((load_pickle(data, "data_batch_1") for _ in itertools.count()), maxlen=0)

@@ -123,6 +123,10 @@ BROKEN_KAGGLE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: put(r / TREE / "val" / "ILSVRC2012_val_00000009.JPEG"),
         "LOC_val_solution.csv does not say the class of ILSVRC2012_val_00000009 in .*val",
     ),
+    "two files of an image": (
+        lambda r: put(r / TREE / "val" / "ILSVRC2012_val_00000004"),
+        "has ILSVRC2012_val_00000004.* and ILSVRC2012_val_00000004.*, one image in .*: remove one",
+    ),
     "image missing": (
         lambda r: (r / TREE / "val" / "ILSVRC2012_val_00000004.JPEG").unlink(),
         "val lacks ILSVRC2012_val_00000004, which .*LOC_val_solution.csv names",
@@ -329,3 +333,13 @@ def test_a_folder_that_is_nothing_is_told_what_is_accepted(tmp_path: Path) -> No
         listing(tmp_path, tmp_path.with_name("index"))
     for layout in ("cifar-python", "cifar-binary", "idx", "parquet", "kaggle", "tiny-imagenet"):
         assert f"  {layout}: " in str(caught.value)
+
+
+def test_a_link_loop_is_named_where_the_source_is_a_link_itself(tmp_path: Path) -> None:
+    real = write_class_folders(tmp_path / "real", {"train": 2, "val": 1})
+    loop = real / "train" / "class_0" / "again"
+    loop.symlink_to(real / "train", target_is_directory=True)
+    (tmp_path / "link").symlink_to(real, target_is_directory=True)
+    for root in (real, tmp_path / "link"):
+        with pytest.raises(SourceError, match="class_0/again links to a folder that it lies in"):
+            listing(root, tmp_path / f"index-{root.name}")

@@ -117,5 +117,8 @@ def _walk(folder: Path, scan: Scan, within: str = "") -> Iterator[str]:
 
 
 def _refuse_loop(folder: Path) -> None:
-    if folder.is_symlink() and folder.resolve() in folder.absolute().parents:
+    if not folder.is_symlink():
+        return
+    target, here = folder.resolve(), folder.parent.resolve()  # the source may be a link itself
+    if target == here or target in here.parents:
         raise SourceError(f"{folder} links to a folder that it lies in: remove the link")

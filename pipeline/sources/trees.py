@@ -195,7 +195,11 @@ def _add_flat(
     if strange := sorted(set(wnid_of.values()) - set(wnids)):
         raise SourceError(f"{said} has classes that train lacks: {some(strange)}")
     names = class_images(folder, scan, required=True)
-    images = {name.removesuffix(end): name for name in names}
+    images: dict[str, str] = {}
+    for name in names:
+        other = images.setdefault(name.removesuffix(end), name)
+        if other != name:
+            raise SourceError(f"{folder} has {other} and {name}, one image in {said}: remove one")
     if unsaid := sorted(images.keys() - wnid_of.keys()):
         raise SourceError(f"{said} does not say the class of {some(unsaid)} in {folder}")
     if missing := sorted(wnid_of.keys() - images.keys()):

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, SpectralError, StoppedError
+from pipeline.errors import ConfigError, SpectralError
 from pipeline.format import manifest
 from trainer.data.loader import check_samples
 from trainer.data.selection import Prepared
@@ -79,8 +79,6 @@ def _noted(run: RunDir, world: World) -> Iterator[None]:
     """Keep why a run failed where `spectral runs` finds it."""
     try:
         yield
-    except StoppedError:
-        raise
     except (SpectralError, OSError) as error:
         if world.leads:
             with suppress(OSError):
