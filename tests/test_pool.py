@@ -13,6 +13,8 @@ from pipeline.stage.pool import Pool
 from pipeline.stage.worker import Task
 from tests.conftest import photograph
 
+pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+
 IMAGES, TASKS = 100, 4
 
 

@@ -31,6 +31,8 @@ from tests.conftest import (
     write_class_folders,
 )
 
+pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+
 TOY = ("--size", 32, "--splits", 4, "--calib", 0.2)
 
 

@@ -21,6 +21,8 @@ from pipeline.stage.journal import Journal
 from tests.conftest import AS_ROOT, ROOT, spectral, spectral_here
 from tests.test_prepare import TOY, children, files_of, wait_until
 
+pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+
 FORMS: dict[str, tuple[object, ...]] = {
     "sub36": ("--splits", 36, "--size", 336),
     "whole": ("--splits", 1, "--size", 256),

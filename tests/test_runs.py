@@ -19,6 +19,8 @@ from trainer.record.runlog import Follower, valid_rows
 from trainer.reports import plot
 from trainer.reports.report import duration
 
+pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+
 Row = dict[str, Any]
 GROUP = Path("toy", "sub4", "digits+epochs=4")
 RESULT = {"shard": 0, "epochs": 4, "steps": 40, "train_seconds": 12.0,

@@ -36,6 +36,8 @@ from trainer.data.loader import ShardLoader
 from trainer.data.selection import Prepared
 from trainer.run.evaluate import evaluate
 
+pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+
 FAST = ("--recipe", "digits", "--set", "epochs=3", "--set", "batch_size=16",
         "--set", "model_args.width=8")  # fmt: skip
 LABEL = "digits+epochs=3+batch_size=16+model_args.width=8"

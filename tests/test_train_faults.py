@@ -11,6 +11,8 @@ import torch
 from pipeline.format.beton import BetonReader
 from tests.conftest import SUB4, Done, spectral_here
 
+pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+
 OPTIONS = ("--recipe", "digits", "--name", "x", "--set", "epochs=3", "--set", "batch_size=16",
            "--set", "model=fc2", "--set", "model_args.width=8", "--save-every", "1")  # fmt: skip
 

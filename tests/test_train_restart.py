@@ -14,6 +14,8 @@ import torch
 
 from tests.conftest import ROOT, SUB4
 
+pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+
 STEPS = 400  # 80 epochs of 5
 OPTIONS = ("--recipe", "digits", "--name", "run", "--save-every", "7", "--set", "epochs=80",
            "--set", "batch_size=16", "--set", "model_args.width=8", "--set", "ema=0.9",
