@@ -189,6 +189,7 @@ def test_ilsvrc_says_which_file_is_missing(
         (gzip.compress(packed({"data/meta.mat": b"no matrix"})), "cannot be read"),
         (gzip.compress(packed({"readme": b""})), "lacks meta.mat"),
     ],
+    ids=["short truth", "unknown class", "cut short", "no matrix", "no meta.mat"],
 )
 def test_a_devkit_that_does_not_fit(
     ilsvrc: tuple[Path, Files], tmp_path: Path, content: bytes, expected: str
