@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import connection, reduction, resource_tracker
 from pathlib import Path
@@ -48,6 +49,54 @@ class SharedMemory:
         self.__dict__.update(state, _fd=state["_fd"].detach())
 
 
+@dataclass(frozen=True)
+class Stderr:
+    """A descriptor that travels to a worker."""
+
+    fd: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"fd": reduction.DupFd(self.fd)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "fd", state["fd"].detach())
+
+    def take(self) -> None:
+        """It is this process' stderr from here on."""
+        os.dup2(self.fd, 2)
+        os.close(self.fd)
+
+
+class StartupErrors:
+    """Where starting workers write their errors until their own code runs and takes the real
+    stderr (`worker.work`). One that starts while the parent is killed has only a traceback of the
+    standard library to tell, which must not reach a terminal; of others the text is kept.
+    """
+
+    def __init__(self) -> None:
+        self._file, self.stderr = os.memfd_create("startup"), os.dup(2)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """What is started meanwhile inherits the file as its stderr."""
+        os.dup2(self._file, 2)
+        try:
+            yield
+        finally:
+            os.dup2(self.stderr, 2)
+
+    def last(self) -> str:
+        """The last line that was written, or nothing."""
+        size = os.fstat(self._file).st_size
+        lines = os.pread(self._file, size, 0).decode(errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def close(self) -> None:
+        """Let go of both descriptors."""
+        os.close(self._file)
+        os.close(self.stderr)
+
+
 @dataclass
 class _Worker:
     process: Any
@@ -76,13 +125,24 @@ class Pool:
         resource_tracker.ensure_running()
         asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
+        self._startup = StartupErrors()
         try:
             for _ in range(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=work, args=(theirs, self._memory, prep, root, containers), daemon=True
+                    target=work,
+                    args=(
+                        theirs,
+                        self._memory,
+                        prep,
+                        root,
+                        containers,
+                        Stderr(self._startup.stderr),
+                    ),
+                    daemon=True,
                 )
-                process.start()
+                with self._startup.collected():
+                    process.start()
                 theirs.close()
                 self._workers.append(_Worker(process, ours))
         except BaseException:
@@ -107,6 +167,7 @@ class Pool:
                 worker.process.kill()
             worker.process.join()
         self._memory.close()
+        self._startup.close()
 
     def dismiss(self) -> None:
         """No more tasks: workers end, which takes them a while."""
@@ -187,13 +248,14 @@ class Pool:
             if (worker := sentinels.get(sentinel)) is not None:
                 raise self._died(worker)
 
-    @staticmethod
-    def _died(worker: _Worker) -> WorkerError:
+    def _died(self, worker: _Worker) -> WorkerError:
         worker.process.join(timeout=5)
         code = worker.process.exitcode
         how = f"exit status {code}"
         if code is not None and code < 0:
             how = f"killed by {signal.Signals(-code).name}"
+        elif said := self._startup.last():
+            how += f": {said}"
         hint = (
             "; SIGKILL often means that memory ran out: try fewer --workers" if code == -9 else ""
         )

@@ -197,12 +197,19 @@ def _squares(values: NDArray[np.float32]) -> int:
 
 
 def work(
-    connection: Connection, memory: Any, prep: Preparation, root: Path, containers: list[Container]
+    connection: Connection,
+    memory: Any,
+    prep: Preparation,
+    root: Path,
+    containers: list[Container],
+    stderr: Any,
 ) -> None:
     """The main loop of a worker: (task, slot) in, Chunk or an error message out.
 
-    memory: SharedMemory of the pool. Ends when the parent closes its end or dies.
+    memory, stderr: SharedMemory and Stderr of the pool. Ends when the parent closes its end or
+    dies.
     """
+    stderr.take()
     threadpoolctl.threadpool_limits(1)  # workers are the parallelism; BLAS threads would fight
     processor = Processor(prep, Reader(root, containers))
     with suppress(Exception):  # the first task meets the same, and reports it
