@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from bare import Bare
 from common import noise_shards
 from step import K, Loop, same
 from torch import Tensor
@@ -44,11 +44,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from trainer.data.feed import feed
 from trainer.data.loader import ShardLoader
-from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
 from trainer.process.device import pick_device
 from trainer.recipes.recipe import Augment, Optimizer, Recipe
-from trainer.run.network import build_network
 
 TRAIN_21K, CLASSES_21K = 11_060_223, 10_450  # winter21, by the rule of 21K-P
 LIMIT = 32e9  # bytes: the memory of the source's devices
@@ -180,7 +178,7 @@ def step(bench: Bench) -> dict[str, Any]:
         loop.rate(same(fixed), min(steps, 30))  # warm-up
         ways = {kind: _epochs(loop, partial(f.batches, order)) for kind, f in feeds.items()}
         ways["fixed"] = _epochs(loop, partial(same, fixed))
-        bare = Bare(bench, data, recipe, loop.plan.batch)
+        bare = Bare(data, K, recipe, loop.plan.batch, bench.device, SECONDS)
         ways["bare"] = bare.rate
         rates = dict.fromkeys(ways, 0.0)
         for _ in range(1 if bench.smoke else 2):
@@ -210,48 +208,6 @@ def _epochs(loop: Loop, batches: Callable[[], Any]) -> Callable[[], float]:
         return images / seconds
 
     return rate
-
-
-class Bare:
-    """A loop as short as PyTorch allows: what the feed, augmentation and care of ours cost."""
-
-    def __init__(self, bench: Bench, data: Prepared, recipe: Recipe, batch: int) -> None:
-        self.bench, self.batch, device = bench, batch, bench.device
-        self.network = build_network(recipe, data.manifest).to(device)
-        if bench.cuda:
-            self.network.to(memory_format=torch.channels_last)
-        self.normalise = Normaliser(data.manifest, K).to(device)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=1e-4, momentum=0.9, nesterov=True,
-            weight_decay=5e-4, fused=bench.cuda,
-        )  # fmt: skip
-        parts = list(_loader(data, device).batches(np.arange(data.manifest.written("train"))))
-        self.values = torch.cat([values.clone() for values, _ in parts])
-        self.labels = torch.cat([labels.clone() for _, labels in parts])
-
-    def rate(self) -> float:
-        """Images/s over whole epochs."""
-        self._epoch(5)
-        images, start = 0, time.perf_counter()
-        while time.perf_counter() - start < SECONDS:
-            images += self._epoch()
-            self.bench.wait()
-        return images / (time.perf_counter() - start)
-
-    def _epoch(self, most: int | None = None) -> int:
-        order = torch.randperm(len(self.labels), device=self.bench.device)
-        steps = min(len(order) // self.batch, most or len(order))
-        for i in range(steps):
-            part = order[i * self.batch : (i + 1) * self.batch]
-            inputs = self.normalise(self.values[part].float())
-            if self.bench.cuda:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.bench.device.type, torch.bfloat16, self.bench.cuda):
-                loss = F.cross_entropy(self.network(inputs), self.labels[part])
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            self.optimizer.step()
-        return steps * self.batch
 
 
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
