@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test chaos lint bench clean
+.PHONY: setup demo test gpu chaos lint bench clean
 
 setup: .venv/.done
 
@@ -15,8 +15,12 @@ demo: setup
 
 # First what may share the cores, a file to a process; then what kills processes or watches clocks
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not serial and not chaos"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not serial and not chaos and not gpu"
 	$(BIN)/pytest -m "serial and not chaos"
+
+# What only a GPU can show; on a machine without one it fails
+gpu: setup
+	$(BIN)/pytest -m gpu
 
 # The long form of the tests that kill processes and flip bits
 chaos: setup

@@ -111,17 +111,6 @@ def data(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     return out
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what is marked `gpu` where there is none."""
-    if any(item.get_closest_marker("gpu") for item in items):
-        import torch
-
-        if not torch.cuda.is_available():
-            for item in items:
-                if item.get_closest_marker("gpu"):
-                    item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
-
-
 AS_ROOT = ["sudo", "-n"] if os.geteuid() and shutil.which("sudo") else []
 
 

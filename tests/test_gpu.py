@@ -1,4 +1,4 @@
-"""What only a GPU can show; all of it is left out without one."""
+"""What only a GPU can show: `make gpu`, on a machine that has one."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

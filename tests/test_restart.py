@@ -100,12 +100,14 @@ def chaos(source: Path, out: Path, form: str, kills: int, seed: int) -> None:
         assert started.returncode != 0
         assert "Traceback" not in error
         assert rows_done(out) >= done
+    done = rows_done(out)
     last = subprocess.run(
         [sys.executable, "-m", "cli", *words(source, out, form, 2)],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert last.returncode == 0, last.stderr
-    assert f"resuming after {rows_done(out) or ''}" in last.stderr
+    assert done
+    assert f"resuming after {done} of " in last.stderr
 
 
 def check(source: Path, out: Path, form: str, kills: int, seed: int) -> None:

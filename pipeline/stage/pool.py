@@ -49,24 +49,6 @@ class SharedMemory:
         self.__dict__.update(state, _fd=state["_fd"].detach())
 
 
-@dataclass(frozen=True)
-class Stderr:
-    """A descriptor that travels to a worker."""
-
-    fd: int
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"fd": reduction.DupFd(self.fd)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        object.__setattr__(self, "fd", state["fd"].detach())
-
-    def take(self) -> None:
-        """It is this process' stderr from here on."""
-        os.dup2(self.fd, 2)
-        os.close(self.fd)
-
-
 class StartupErrors:
     """Where starting workers write their errors until their own code runs and takes the real
     stderr (`worker.work`). One that starts while the parent is killed has only a traceback of the
@@ -74,7 +56,18 @@ class StartupErrors:
     """
 
     def __init__(self) -> None:
-        self._file, self.stderr = os.memfd_create("startup"), os.dup(2)
+        self._file, self._stderr = os.memfd_create("startup"), os.dup(2)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_stderr": reduction.DupFd(self._stderr)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._stderr = state["_stderr"].detach()
+
+    def over(self) -> None:
+        """In a worker: from here on its stderr is the real one."""
+        os.dup2(self._stderr, 2)
+        os.close(self._stderr)
 
     @contextmanager
     def collected(self) -> Iterator[None]:
@@ -83,7 +76,7 @@ class StartupErrors:
         try:
             yield
         finally:
-            os.dup2(self.stderr, 2)
+            os.dup2(self._stderr, 2)
 
     def last(self) -> str:
         """The last line that was written, or nothing."""
@@ -94,7 +87,7 @@ class StartupErrors:
     def close(self) -> None:
         """Let go of both descriptors."""
         os.close(self._file)
-        os.close(self.stderr)
+        os.close(self._stderr)
 
 
 @dataclass
@@ -129,18 +122,8 @@ class Pool:
         try:
             for _ in range(workers):
                 ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=work,
-                    args=(
-                        theirs,
-                        self._memory,
-                        prep,
-                        root,
-                        containers,
-                        Stderr(self._startup.stderr),
-                    ),
-                    daemon=True,
-                )
+                args = (theirs, self._memory, prep, root, containers, self._startup)
+                process = context.Process(target=work, args=args, daemon=True)
                 with self._startup.collected():
                     process.start()
                 theirs.close()
@@ -148,6 +131,7 @@ class Pool:
         except BaseException:
             for worker in self._workers:
                 worker.process.kill()
+            self._startup.close()
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -202,14 +202,14 @@ def work(
     prep: Preparation,
     root: Path,
     containers: list[Container],
-    stderr: Any,
+    startup: Any,
 ) -> None:
     """The main loop of a worker: (task, slot) in, Chunk or an error message out.
 
-    memory, stderr: SharedMemory and Stderr of the pool. Ends when the parent closes its end or
-    dies.
+    memory, startup: SharedMemory and StartupErrors of the pool. Ends when the parent closes its
+    end or dies.
     """
-    stderr.take()
+    startup.over()
     threadpoolctl.threadpool_limits(1)  # workers are the parallelism; BLAS threads would fight
     processor = Processor(prep, Reader(root, containers))
     with suppress(Exception):  # the first task meets the same, and reports it
