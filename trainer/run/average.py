@@ -5,28 +5,21 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from trainer.run.guard import Statistics
-
 
 class AveragedWeights:
     """`decay`: the share of the average that a step leaves. The first step's weights are the first
     average. torch's own AveragedModel reads a counter from the device at each step.
     """
 
-    def __init__(self, network: nn.Module, statistics: Statistics, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.module = deepcopy(network).eval().requires_grad_(requires_grad=False)
-        own = Statistics(self.module)
-        self._pairs = [
-            (
-                [p.detach() for p in self.module.parameters()],
-                [p.detach() for p in network.parameters()],
-            )
+        both = [
+            (own.detach(), now.detach())
+            for own, now in zip(_tensors(self.module), _tensors(network), strict=True)
         ]
-        for averaged, flat in zip(own.flat, statistics.flat, strict=True):
-            if flat.is_floating_point():
-                self._pairs.append(([averaged], [flat]))
-        self._counts = [(a, f) for a, f in zip(own.flat, statistics.flat, strict=True)
-                        if not f.is_floating_point()]  # fmt: skip
+        self._averaged = [own for own, now in both if now.is_floating_point()]
+        self._network = [now for _, now in both if now.is_floating_point()]
+        self._counts = [(own, now) for own, now in both if not now.is_floating_point()]
         device = next(network.parameters()).device
         self._steps = torch.zeros((), device=device)
         self._new = torch.full((), 1 - decay, device=device)  # the share of a step's weights
@@ -34,17 +27,16 @@ class AveragedWeights:
     def update(self, skipped: Tensor) -> None:
         """Take in the weights after a step, if it counted."""
         share = torch.where(self._steps > 0, self._new, 1.0) * (1 - skipped)
-        for averaged, now in self._pairs:
-            # lerp, but no lerp over lists takes its weight from the device
-            change = torch._foreach_sub(now, averaged)
-            torch._foreach_mul_(change, share)
-            torch._foreach_add_(averaged, change)
+        # lerp, but no lerp over lists takes its weight from the device
+        change = torch._foreach_sub(self._network, self._averaged)
+        torch._foreach_mul_(change, share)
+        torch._foreach_add_(self._averaged, change)
         self._steps += 1 - skipped
 
     def evaluated(self) -> nn.Module:
         """The averaged network; what is counted rather than averaged is the network's own."""
-        for averaged, flat in self._counts:
-            averaged.copy_(flat)
+        for own, now in self._counts:
+            own.copy_(now)
         return self.module
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -56,3 +48,8 @@ class AveragedWeights:
         weights = dict(state)
         self._steps.copy_(weights.pop("n_averaged"))
         self.module.load_state_dict(weights)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*network.parameters(), *(b for b in network.buffers() if b is not None)]

@@ -58,37 +58,37 @@ class LossScaler:
 
 
 class Statistics:
-    """A network's buffers, those of a dtype in one tensor of which they become views: kept before
-    a step and put back after one that must not count, in two kernels a dtype instead of two a
-    buffer. Not to be used once the network is moved or cast.
+    """A network's buffers, kept before a step and put back after one that must not count: those of
+    a dtype pass through one tensor, in a few kernels a dtype instead of two a buffer.
+
+    Not views of that tensor, which would be simpler: torch.compile gives up CUDA graphs for a
+    network that changes views of something else.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        owners = [
-            (module, name, buffer)
-            for module in network.modules()
-            for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
-        ]
-        places: dict[Tensor, Tensor] = {}
-        self.flat: list[Tensor] = []
-        for alike in _by_dtype(list({id(buffer): buffer for *_, buffer in owners}.values())):
-            flat = torch.cat([buffer.flatten() for buffer in alike])
-            parts = torch.split(flat, [buffer.numel() for buffer in alike])
-            places |= {b: part.view(b.shape) for b, part in zip(alike, parts, strict=True)}
-            self.flat.append(flat)
-        for module, name, buffer in owners:
-            module._buffers[name] = places[buffer]
-        self._before = [flat.clone() for flat in self.flat]
+        self._alike = _by_dtype([b for b in network.buffers() if b is not None])
+        self._before = [torch.cat([b.flatten() for b in alike]) for alike in self._alike]
+        self._now = [torch.empty_like(before) for before in self._before]
+        self._parts = [_like(now, alike) for now, alike in zip(self._now, self._alike, strict=True)]
 
     def keep(self) -> None:
         """Remember the buffers as they are now."""
-        for flat, before in zip(self.flat, self._before, strict=True):
-            before.copy_(flat)
+        for alike, before in zip(self._alike, self._before, strict=True):
+            torch.cat([b.flatten() for b in alike], out=before)
 
     def restore(self, skipped: Tensor) -> None:
         """Put back what was kept, if the step must not count."""
-        for flat, before in zip(self.flat, self._before, strict=True):
-            torch.where(skipped > 0, before, flat, out=flat)
+        each = zip(self._alike, self._before, self._now, self._parts, strict=True)
+        for alike, before, now, parts in each:
+            torch.cat([b.flatten() for b in alike], out=now)
+            torch.where(skipped > 0, before, now, out=now)
+            torch._foreach_copy_(alike, parts)
+
+
+def _like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """Views of the parts of `flat`, in the shapes of `tensors`."""
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 @torch.no_grad()
