@@ -201,7 +201,7 @@ def test_three_steps(case: Case, prepared: Callable[[Shape], Prepared], tmp_path
     """By the ways of `spectral train --dry-run` and `spectral train`, from the recipe's name."""
     name, data = cases()[case][0], prepared(case.shape)
     settings = standing_in(recipes()[name])
-    (spec,) = make_specs(data, [0], name, settings, tmp_path, name="x")
+    (spec,) = make_specs(data, [(0,)], name, settings, tmp_path, name="x")
     assert spec.recipe.toml() == case.recipe
 
     said = " ".join(dry_run(spec))

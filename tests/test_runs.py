@@ -137,12 +137,13 @@ def test_the_list_tells_states_apart(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = listed(tmp_path)
     states = {shard: row["state"] for shard, row in found.items()}
-    assert states == {0: "finished", 1: "running", 2: "failed", 3: "interrupted", 4: "interrupted"}
-    assert listed(tmp_path)[1]["state"] == "interrupted"  # the lock of one that has ended
-    assert (found[0]["step"], found[0]["calib_top1"], found[0]["val_top1"]) == (40, 0.5, 0.25)
-    assert (found[1]["step"], found[1]["calib_top1"], found[1]["val_top1"]) == (20, 0.6, None)
-    assert (found[1]["dataset"], found[1]["folder"], found[1]["recipe"]) == GROUP.parts
-    assert (found[0]["seconds"], found[2]["error"]) == (12.0, "no luck")
+    assert list(states) == [*"01234"]
+    assert [*states.values()] == ["finished", "running", "failed", "interrupted", "interrupted"]
+    assert listed(tmp_path)["1"]["state"] == "interrupted"  # the lock of one that has ended
+    assert (found["0"]["step"], found["0"]["calib_top1"], found["0"]["val_top1"]) == (40, 0.5, 0.25)
+    assert (found["1"]["step"], found["1"]["calib_top1"], found["1"]["val_top1"]) == (20, 0.6, None)
+    assert (found["1"]["dataset"], found["1"]["folder"], found["1"]["recipe"]) == GROUP.parts
+    assert (found["0"]["seconds"], found["2"]["error"]) == (12.0, "no luck")
     text = spectral_here("runs", "--runs", tmp_path).stdout
     assert "toy/sub4, digits+epochs=4" in text
     assert any(
@@ -154,8 +155,8 @@ def test_the_list_tells_states_apart(tmp_path: Path) -> None:
 def test_words_choose(tmp_path: Path) -> None:
     write(tmp_path / GROUP / "shard_00", RESUMED)
     write(tmp_path / "Other" / "sub4" / "x" / "shard_01", RESUMED)
-    assert listed(tmp_path, "other").keys() == {1}
-    assert listed(tmp_path, "sub4", "epochs=4").keys() == {0}
+    assert listed(tmp_path, "other").keys() == {"1"}
+    assert listed(tmp_path, "sub4", "epochs=4").keys() == {"0"}
     assert listed(tmp_path, "finished") == {}
     assert "no such runs" in spectral_here("runs", "--runs", tmp_path, "nothing").stdout
     none = spectral_here("runs", "--runs", tmp_path / "none")
@@ -176,7 +177,7 @@ def test_what_is_damaged_or_foreign_does_not_break_the_list(tmp_path: Path) -> N
     done = spectral_here("runs", "--runs", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     states = {row["shard"]: row["state"] for row in json.loads(done.stdout)}
-    assert states == {**dict.fromkeys(range(4), "damaged"), 4: "interrupted", 6: "interrupted"}
+    assert states == {**dict.fromkeys("0123", "damaged"), "4": "interrupted", "6": "interrupted"}
     assert done.stderr.count("result.json is damaged: remove it") == 4
     assert done.stderr.count("is no run of this tool") == 2
     assert len(done.stderr.splitlines()) == 6

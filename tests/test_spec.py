@@ -13,17 +13,17 @@ from pipeline.errors import ConfigError
 from tests.conftest import ROOT, SUB4
 from trainer.data.selection import select
 from trainer.jobs.shards import make_specs, with_seeds
-from trainer.record.rundir import RunDir
+from trainer.record.rundir import RunDir, folder
 from trainer.run.carry_out import carry_out, first_weights
 from trainer.run.execution import Execution, Interval
-from trainer.run.spec import RunSpec, folder
+from trainer.run.spec import RunSpec
 
 SMALL = ("batch_size=16", "model_args.width=8", "epochs=1")
 
 
 def specs(data: Path, runs: Path, *settings: str, init_shard: int | None = None) -> list[RunSpec]:
     return make_specs(
-        select(data / SUB4), [0, 1], "digits", (*SMALL, *settings), runs,
+        select(data / SUB4), [(0,), (1,)], "digits", (*SMALL, *settings), runs,
         name="x", init_shard=init_shard, execution=Execution(save_every=Interval(steps=7)),
     )  # fmt: skip
 

@@ -98,18 +98,23 @@ def test_normalised_batches_have_mean_0_and_deviation_1(data, folder: str) -> No
 @pytest.mark.parametrize(
     ("text", "shards"),
     [
-        ("7", [7]),
-        ("0-3", [0, 1, 2, 3]),
-        ("3,5", [3, 5]),
-        ("all", list(range(9))),
-        ("1,1-2", [1, 2]),
+        ("7", [(7,)]),
+        ("0-3", [(0,), (1,), (2,), (3,)]),
+        ("3,5", [(3,), (5,)]),
+        ("all", [(k,) for k in range(9)]),
+        ("1,1-2", [(1,), (2,)]),
+        ("0+1", [(0, 1)]),
+        ("0+1,2", [(0, 1), (2,)]),
+        ("2+0-1 + 8, 0-2+8", [(0, 1, 2, 8)]),
     ],
 )
-def test_shards_are_parsed(text: str, shards: list[int]) -> None:
+def test_shards_are_parsed(text: str, shards: list[tuple[int, ...]]) -> None:
     assert parse_shards(text, 9) == shards
 
 
-@pytest.mark.parametrize("text", ["9", "-1", "x", "", "3-1", "1-", "1.5", "0-9", "²"])
+@pytest.mark.parametrize(
+    "text", ["9", "-1", "x", "", "3-1", "1-", "1.5", "0-9", "²", "0+", "1+1", "0-2+1"]
+)
 def test_wrong_shards_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--shard"):
         parse_shards(text, 9)

@@ -59,7 +59,7 @@ def run(out: Path, json_file: Path | None, progress_bar: ProgressBar) -> str:
 def _one(out: Path, splits: int, progress_bar: ProgressBar) -> dict[str, Any]:
     data = select(out / "data", splits=splits)
     runs = out / "runs"
-    specs = make_specs(data, range(splits), RECIPE, (), runs)
+    specs = make_specs(data, [(k,) for k in range(splits)], RECIPE, (), runs)
     for spec in specs:
         print(carry_out(spec, progress_bar), flush=True)
     return ensemble(data, specs[0].directory.parent, pick_device(), progress_bar)

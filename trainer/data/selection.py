@@ -97,19 +97,33 @@ def _unclear(
     return ConfigError(f"{len(fitting)} prepared data sets fit{asked}; choose one:\n  {listed}")
 
 
-def parse_shards(text: str, splits: int) -> list[int]:
-    """`7`, `0-3`, `3,5`, `all` → shard numbers in order, each once."""
+def parse_shards(text: str, splits: int) -> list[tuple[int, ...]]:
+    """Which planes each run sees, each run once: `7`, `0-3` and `3,5` are runs on one plane each,
+    `all` one for every plane, `0+1+2` or `0-2+5` one run on several planes, stacked as channels.
+    """
     if text == "all":
-        return list(range(splits))
-    shards: list[int] = []
+        return [(k,) for k in range(splits)]
+    found: list[tuple[int, ...]] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ConfigError(f"--shard {text}: write 7, 0-3, 3,5 or all")
-        numbers = range(int(first), int(last or first) + 1)
-        if not numbers:
-            raise ConfigError(f"--shard {text}: {part} counts down")
-        if numbers[-1] >= splits:
-            raise ConfigError(f"--shard {text}: this data set has shards 0 to {splits - 1}")
-        shards += [n for n in numbers if n not in shards]
-    return shards
+        terms = [_numbers(term, text, splits) for term in part.split("+")]
+        if len(terms) == 1:
+            found += [(k,) for k in terms[0]]
+            continue
+        planes = tuple(sorted(k for term in terms for k in term))
+        if len(set(planes)) < len(planes):
+            raise ConfigError(f"--shard {text}: {part.strip()} names a plane twice")
+        found.append(planes)
+    return list(dict.fromkeys(found))
+
+
+def _numbers(term: str, text: str, splits: int) -> range:
+    """`3` or `0-3`, a part of the option `text`."""
+    first, dash, last = term.strip().partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise ConfigError(f"--shard {text}: write 7, 0-3, 3,5, all, or 0+1+2 for planes together")
+    numbers = range(int(first), int(last or first) + 1)
+    if not numbers:
+        raise ConfigError(f"--shard {text}: {term.strip()} counts down")
+    if numbers[-1] >= splits:
+        raise ConfigError(f"--shard {text}: this data set has shards 0 to {splits - 1}")
+    return numbers

@@ -104,7 +104,7 @@ def _all_logits(
     labels: dict[str, NDArray[np.int64]] = {}
     with progress_bar("ensemble", len(runs), "networks") as advance:
         for k, run in runs.items():
-            predictor = load_predictor(run, data.manifest, k, device)
+            predictor = load_predictor(run, data.manifest, (k,), device)
             batch = recipe_of(run).batch_size
             for split in splits:
                 loader = ShardLoader(data, split, k, batch_size=batch, device=device)

@@ -27,7 +27,7 @@ class Classifier:
         self._weights = np.array([w for w in weights if w > 0])
         self.data = manifest.load(next(iter(runs.values())).path)
         self._device = device
-        self._predictors = {k: load_predictor(r, self.data, k, device) for k, r in runs.items()}
+        self._predictors = {k: load_predictor(r, self.data, (k,), device) for k, r in runs.items()}
 
     def classify(self, path: Path, top: int) -> list[tuple[str, float]]:
         """The most likely classes with probabilities. SourceError if `path` holds no image."""

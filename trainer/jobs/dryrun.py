@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from pipeline.format import manifest
-from trainer.data.loader import ShardLoader
+from trainer.data.groups import open_split
 from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
 from trainer.methods.schedule import lr_at
 from trainer.process.device import pick_device
 from trainer.process.world import World
-from trainer.run.network import build_network
+from trainer.run.network import build_network, fit_stem
 from trainer.run.setup import make_augmenter, make_plan, remarks, total_steps
 from trainer.run.spec import RunSpec
 from trainer.run.step import Stepper
@@ -27,16 +27,17 @@ def dry_run(spec: RunSpec) -> Iterator[str]:
     """Parameters, steps, learning rates of a run; then one step on real images, for the first
     loss and the memory.
     """
-    recipe, k, device = spec.recipe, spec.planes[0], pick_device()
+    recipe, planes, device = spec.recipe, spec.planes, pick_device()
     data = Prepared(spec.data, manifest.load(spec.data))
     world = World(0, 1, device)
     plan = make_plan(recipe, data, world)
-    network = build_network(recipe, data.manifest)
+    network = build_network(recipe, data.manifest, len(planes))
     stepper = Stepper(network, recipe, world)
-    normaliser = Normaliser(data.manifest, k).to(device)
-    augmenter = make_augmenter(recipe, data, k, plan, normaliser)
+    normaliser = Normaliser(data.manifest, planes).to(device)
+    augmenter = make_augmenter(recipe, data, planes, plan, normaliser)
     steps = total_steps(recipe, plan)
-    shape = "×".join(map(str, data.manifest.preparation.input_shape))
+    channels, height, width = data.manifest.preparation.input_shape
+    shape = f"{len(planes) * channels}×{height}×{width}"
     yield (
         f"{recipe.model} on {shape}, {len(data.manifest.classes)} classes: "
         f"{count(network):,} parameters"
@@ -46,7 +47,8 @@ def dry_run(spec: RunSpec) -> Iterator[str]:
     yield "learning rate by step: " + _rates(recipe, steps, plan.steps)
     yield from remarks(recipe, plan)
 
-    loader = ShardLoader(data, "train", k, batch_size=plan.batch, device=device)
+    loader = open_split(data, "train", planes, batch_size=plan.batch, device=device)
+    fit_stem(network, normaliser, loader)
     values, labels = next(loader.batches(plan.order(0)[: plan.batch]))
     inputs, targets = augmenter(values, labels, 0, 0)
     at_once = min(recipe.micro_batch or plan.batch, plan.batch)

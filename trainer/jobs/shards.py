@@ -17,12 +17,12 @@ from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.jobs.watch import watch
 from trainer.process.mps import shared_gpus
 from trainer.recipes.cookbook import resolve
-from trainer.record.rundir import RunDir, group_directory
+from trainer.record.rundir import RunDir, folder, group_directory
 from trainer.reports.report import figures, spread
 from trainer.run import setup
 from trainer.run.carry_out import carry_out, first_weights
 from trainer.run.execution import Execution
-from trainer.run.spec import NAME, RunSpec, folder
+from trainer.run.spec import NAME, RunSpec
 from trainer.run.train import ProgressBar
 
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
@@ -38,7 +38,7 @@ def default_recipe(data: Prepared) -> str:
 
 def make_specs(
     data: Prepared,
-    shards: Sequence[int],
+    shards: Sequence[tuple[int, ...]],
     recipe_name: str | None,
     settings: tuple[str, ...],
     runs: Path,
@@ -48,8 +48,8 @@ def make_specs(
     init_shard: int | None = None,
     execution: Execution | None = None,
 ) -> list[RunSpec]:
-    """One run for each shard. A file of first weights is in the name of their folder; a first
-    shard is not, since it belongs to the same runs.
+    """One run for each shard, or group of planes that a network sees together. A file of first
+    weights is in the name of their folder; a first shard is not, since it belongs to the same runs.
     """
     found = resolve(recipe_name or default_recipe(data), settings)
     setup.check(found.recipe, data)
@@ -64,15 +64,16 @@ def make_specs(
     group = group_directory(runs, data, name or label).absolute()
     first = None if init_shard is None else group / folder((init_shard,))
     specs = []
-    for k in shards:
-        data.manifest.check_shard(k)
-        before = None if k == init_shard else first
+    for planes in shards:
+        for k in planes:
+            data.manifest.check_shard(k)
+        before = None if planes == (init_shard,) else first
         specs.append(
             RunSpec(
                 data=data.directory.absolute(),
-                planes=(k,),
+                planes=planes,
                 recipe=found.recipe,
-                directory=group / folder((k,)),
+                directory=group / folder(planes),
                 execution=execution or Execution(),
                 init=init if before is None else None,
                 init_run=before,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.preparation import Preparation
@@ -36,7 +37,8 @@ class Augmenter:
     """The augmentations of a recipe, for plane `k` of a preparation, or for a group of planes, all
     of which are moved alike: a flip has to be exact on each of them.
 
-    `share`: the part of each batch of `batch_size` that this process sees.
+    `share`: the part of each batch of `batch_size` that this process sees. `mirrored`: which images
+    of a block of steps are, (BLOCK, share) bool by epoch and block, where that is not drawn.
     """
 
     def __init__(
@@ -48,20 +50,15 @@ class Augmenter:
         normalise: Callable[[Tensor], Tensor],
         batch_size: int,
         share: slice,
+        mirrored: Callable[[int, int], NDArray[np.bool_]] | None = None,
     ) -> None:
         self.augment, self.seed, self._normalise = augment, seed, normalise
+        self._mirrored = mirrored
         self.batch_size, self._share = batch_size, share
         self.size = prep.input_shape[1:]
-        planes = (k,) if isinstance(k, int) else k
         self.signs = {
-            flip: tuple(
-                flip_sign(prep.p, prep.transform, each, flip) if prep.splits > 1 else 1
-                for each in planes
-                for _ in range(prep.input_shape[0])
-            )
-            for flip in _FLIPS
-            if getattr(augment, _NAMES[flip])
-        }  # of each channel
+            flip: channel_signs(prep, k, flip) for flip in _FLIPS if getattr(augment, _NAMES[flip])
+        }
         self._block: _Block | None = None
         self._partners: dict[tuple[int, int], Tensor] = {}
 
@@ -91,7 +88,10 @@ class Augmenter:
     def draws(self, epoch: int, step: int) -> Draws:
         """Of the block that a step lies in."""
         key = (self.seed, epoch, step // BLOCK)
-        return draw_block(self.augment, self.size, key, self.batch_size, self._share)
+        found = draw_block(self.augment, self.size, key, self.batch_size, self._share)
+        if self._mirrored is not None:
+            found.flips[:, :, 0] = self._mirrored(epoch, step // BLOCK)
+        return found
 
     def _block_of(self, epoch: int, step: int, device: torch.device) -> "_Block":
         key = (epoch, step // BLOCK)
@@ -106,7 +106,8 @@ class Augmenter:
                 signs = block.signs[flip]
                 values = mirror(values, block.flips[at, :, column], dims, signs)
         if self.augment.shift:
-            values = translate(values, block.shifts[at], self.augment.shift)
+            border = self.augment.shift_border
+            values = translate(values, block.shifts[at], self.augment.shift, border)
         return values
 
     def _partner(self, batch: int, turn: int, device: torch.device) -> Tensor:
@@ -147,6 +148,17 @@ class _Block:
         return values
 
 
+def channel_signs(prep: Preparation, k: int | tuple[int, ...], flip: str) -> tuple[int, ...]:
+    """What each channel of the planes is multiplied by when the image is flipped; 0 where the
+    flipped plane does not follow from the plane.
+    """
+    planes = (k,) if isinstance(k, int) else k
+    each = [
+        flip_sign(prep.p, prep.transform, plane, flip) if prep.splits > 1 else 1 for plane in planes
+    ]
+    return tuple(sign for sign in each for _ in range(prep.input_shape[0]))
+
+
 def mirror(
     values: Tensor, chosen: Tensor, dims: tuple[int, ...], signs: Tensor | None = None
 ) -> Tensor:
@@ -159,17 +171,29 @@ def mirror(
     return torch.where(chosen[:, None, None, None], flipped, values)
 
 
-def translate(values: Tensor, offsets: Tensor, reach: int) -> Tensor:
+def translate(values: Tensor, offsets: Tensor, reach: int, border: str = "grey") -> Tensor:
     """Move each image by offsets (B, 2) = (down, right) px, of at most `reach` px; the border fills
-    with 0.
+    with 0, or with `reflect` as torch's reflection padding does.
     """
     height, width = values.shape[2:]
     device = values.device
-    padded = F.pad(values, (reach, reach, reach, reach)).permute(0, 2, 3, 1)
-    rows = torch.arange(reach, reach + height, device=device) - offsets[:, :1]
-    columns = torch.arange(reach, reach + width, device=device) - offsets[:, 1:]
+    rows = torch.arange(height, device=device) - offsets[:, :1]
+    columns = torch.arange(width, device=device) - offsets[:, 1:]
+    if border == "reflect":
+        rows, columns = reflected(rows, height), reflected(columns, width)
+        channels_last = values.permute(0, 2, 3, 1)
+    else:
+        rows, columns = rows + reach, columns + reach
+        channels_last = F.pad(values, (reach, reach, reach, reach)).permute(0, 2, 3, 1)
     images = torch.arange(len(values), device=device)[:, None, None]
-    return padded[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return channels_last[images, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def reflected(places: Tensor, side: int) -> Tensor:
+    """Places within −side < i < 2·side − 1 of a line of `side` pixels, mirrored at the middles of
+    its first and last one into 0 ≤ i < side.
+    """
+    return side - 1 - (side - 1 - places.abs()).abs()
 
 
 def erase(values: Tensor, high: Tensor, wide: Tensor) -> Tensor:

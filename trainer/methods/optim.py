@@ -1,5 +1,6 @@
-"""A recipe and a network in; torch's or timm's optimiser out. Its rate is set at every step."""
+"""Builds the optimiser of a recipe, torch's or timm's, and sets its rates at every step."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,18 +15,31 @@ def build(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
 
 
 def groups(network: nn.Module, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """One group; or those that decay, matrices and kernels, and those that do not: biases, and
-    scales and shifts of normalisation.
+    """Parameters that decay and learn alike. `lr_factor`: times the schedule's rate; `until`: the
+    epoch after which they learn no more. Matrices and kernels are one kind; biases, and scales and
+    shifts of normalisation, another.
     """
-    if optimizer.decay_all:
-        parameters = list(network.parameters())
-        return [{"params": parameters, "weight_decay": optimizer.weight_decay}]
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
+    found: dict[tuple[float, float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        stem = optimizer.stem_epochs and name.split(".")[0] == "stem"
+        until = optimizer.stem_epochs if stem else math.inf
+        vector = parameter.ndim <= 1
+        factor = optimizer.bias_lr_factor if vector else 1.0
+        decayed = optimizer.decay_all or not vector
+        decay = optimizer.weight_decay / factor if decayed else 0.0
+        found.setdefault((decay, factor, until), []).append(parameter)
     return [
-        {"params": decayed, "weight_decay": optimizer.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_factor": factor, "until": until}
+        for (decay, factor, until), parameters in found.items()
     ]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, epoch: float) -> None:
+    """Of every group, for a step after `epoch` epochs, at which the schedule says `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"] if epoch < group["until"] else 0.0
 
 
 def _sgd(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:

@@ -38,6 +38,14 @@ def _cosine(
     return _half_wave(peak, schedule.final_lr, min((step - warmup) / span, 1.0))
 
 
+def _linear(
+    schedule: Schedule, peak: float, step: int, steps: int, per_epoch: int, warmup: float
+) -> float:
+    """From the end of the warm-up to `final_lr` at the last step."""
+    progress = min((step - warmup) / max(steps - 1 - warmup, 1), 1.0)
+    return peak + (schedule.final_lr - peak) * progress
+
+
 def _sgdr(
     schedule: Schedule, peak: float, step: int, steps: int, per_epoch: int, warmup: float
 ) -> float:
@@ -82,6 +90,7 @@ def _half_wave(start: float, end: float, progress: float) -> float:
 _SHAPES: dict[str, Callable[[Schedule, float, int, int, int, float], float]] = {
     "constant": _constant,
     "cosine": _cosine,
+    "linear": _linear,
     "sgdr": _sgdr,
     "multistep": _multistep,
     "step": _step,

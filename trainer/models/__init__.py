@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from trainer.models import (
+    air,
     alexnet,
     cnn,
     densenet,
@@ -40,6 +41,7 @@ class Family(NamedTuple):
 
 
 _FAMILIES = (
+    Family(r"air", "air", air.build),
     Family(r"cifar-resnet(\d+)", "cifar-resnet20 (any 6n+2)", resnet_cifar.build),
     Family(r"fc(\d+)", "fc8 (any depth)", fc.build),
     Family(r"cnn", "cnn", cnn.build),

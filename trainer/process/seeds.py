@@ -7,7 +7,7 @@ draws what an uninterrupted one would; and no two of those streams may be the sa
 _MASK = 2**64 - 1
 _WEYL, _MIX_1, _MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 # What a seed is for
-MASKS, AUGMENTATION = 1, 2
+MASKS, AUGMENTATION, FIRST_FLIPS = 1, 2, 3
 
 
 def mixed_seed(*parts: int) -> int:

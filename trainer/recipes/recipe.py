@@ -16,6 +16,9 @@ class Optimizer:
     """`sgd` (momentum, nesterov), `adam` and `adamw` (beta1, beta2, amsgrad), `lars` (momentum,
     nesterov) or `lamb` (beta1, beta2). `weight_decay` acts on all weights, or with `decay_all`
     false on those of convolutions and linear layers alone, not on biases and normalisation.
+    `bias_lr_factor`: biases, and scales and shifts of normalisation, learn at so many times the
+    rate, and their decay is divided by it, so that a step takes the same share of all weights.
+    `stem_epochs`: the stem (of a network that has one) learns in so many first epochs, 0: in all.
     `clip_norm`: gradients are scaled down to this norm, 0: never.
     """
 
@@ -28,6 +31,8 @@ class Optimizer:
     amsgrad: bool = False
     weight_decay: float = 5e-4
     decay_all: bool = True
+    bias_lr_factor: float = 1.0
+    stem_epochs: float = 0.0
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
@@ -37,7 +42,9 @@ class Optimizer:
             _require(
                 0 <= getattr(self, key) < 1, f"optimizer.{key}", getattr(self, key), "in [0, 1)"
             )
-        for key in ("weight_decay", "clip_norm"):
+        factor = self.bias_lr_factor
+        _require(factor > 0, "optimizer.bias_lr_factor", factor, "positive")
+        for key in ("weight_decay", "stem_epochs", "clip_norm"):
             _require(getattr(self, key) >= 0, f"optimizer.{key}", getattr(self, key), "at least 0")
         nesterov_alone = self.name == "sgd" and self.nesterov and not self.momentum
         _require(not nesterov_alone, "optimizer.nesterov", True, "false without momentum")
@@ -48,9 +55,10 @@ class Optimizer:
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The learning rate over the steps: `cosine` down to `final_lr`, `sgdr` (cosines of
-    `period_epochs`, each `period_factor` times as long as the last), `multistep` (times `gamma`
-    at each of `milestones`, epochs), `step` (times `gamma` every `period_epochs`), `onecycle` or
-    `constant`; before it a linear warm-up over `warmup_epochs` or a `warmup_share` of all steps.
+    `period_epochs`, each `period_factor` times as long as the last), `linear` down to `final_lr`,
+    `multistep` (times `gamma` at each of `milestones`, epochs), `step` (times `gamma` every
+    `period_epochs`), `onecycle` or `constant`; before it a linear warm-up over `warmup_epochs` or
+    a `warmup_share` of all steps.
     """
 
     name: str = "cosine"
@@ -63,7 +71,7 @@ class Schedule:
     period_factor: float = 2.0
 
     def __post_init__(self) -> None:
-        names = ("cosine", "sgdr", "multistep", "step", "onecycle", "constant")
+        names = ("cosine", "sgdr", "linear", "multistep", "step", "onecycle", "constant")
         _one_of(self.name, "schedule.name", names)
         for key in ("warmup_epochs", "final_lr"):
             _require(getattr(self, key) >= 0, f"schedule.{key}", getattr(self, key), "at least 0")
@@ -92,7 +100,9 @@ class Augment:
     """What is done to training batches; sides and shifts in pixels of the plane.
 
     `horizontal_flip`, `vertical_flip`, `rotate180`: of half of the images each, where that is
-    exact on the plane. `shift`: up to so many pixels each way, the border is mid grey.
+    exact on the plane; `alternating_flip`: the horizontal one is drawn for the first epoch alone,
+    and each image is mirrored anew in every epoch after it. `shift`: up to so many pixels each way;
+    `shift_border`: what comes in is `grey` or the image itself, mirrored (`reflect`).
     `cutout`: side of a square set to 0 after normalisation. `dual_cutout`: the weight of the
     difference between the logits of two views with a square each, 0 for one view. `erasing`:
     share of images of which a rectangle is set to 0. `mixup`, `cutmix`, `ricap`: the Beta
@@ -104,7 +114,9 @@ class Augment:
     horizontal_flip: bool = True
     vertical_flip: bool = False
     rotate180: bool = False
+    alternating_flip: bool = False
     shift: int = 0
+    shift_border: str = "grey"
     cutout: int = 0
     dual_cutout: float = 0.0
     erasing: float = 0.0
@@ -119,6 +131,9 @@ class Augment:
         for key in ("shift", "cutout"):
             value = getattr(self, key)
             _require(0 <= value <= _LARGEST, f"augment.{key}", value, f"0 to {_LARGEST} px")
+        _one_of(self.shift_border, "augment.shift_border", ("grey", "reflect"))
+        flipped = self.horizontal_flip or not self.alternating_flip
+        _require(flipped, "augment.alternating_flip", True, "false without horizontal_flip")
         _require(0 <= self.erasing <= 1, "augment.erasing", self.erasing, "in [0, 1]")
         for key in ("dual_cutout", "mixup", "cutmix", "ricap"):
             _require(getattr(self, key) >= 0, f"augment.{key}", getattr(self, key), "at least 0")
@@ -147,9 +162,11 @@ class Recipe:
     binary cross-entropy of each class. `precision`: auto, fp32, bf16, fp16 (with loss scaling) or
     half (weights, batch norm and optimiser in float16 too, no scaling: apex' O3, a comparison).
     `ema`: decay a step of the averaged weights that are then evaluated and kept, 0 for none.
-    `sync_bn`: batch norm over all GPUs. `test_crops`: 10 for final figures of the mean
-    probabilities of four corners, centre and their mirror images, of images that kept their
-    aspect; 1 for the centre, by which the best epoch is chosen in any case.
+    `sync_bn`: batch norm over all GPUs. `test_flip`, `test_shift`: final figures are of the mean
+    logits of each image and its mirror image (where that is exact on the plane), and of both moved
+    by so many pixels up and left, and down and right; those weigh half. `test_crops`: 10 for final
+    figures of the mean probabilities of four corners, centre and their mirror images, of images
+    that kept their aspect; 1 for the centre, by which the best epoch is chosen in any case.
     """
 
     model: str
@@ -165,6 +182,8 @@ class Recipe:
     precision: str = "auto"
     ema: float = 0.0
     sync_bn: bool = False
+    test_flip: bool = False
+    test_shift: int = 0
     test_crops: int = 1
     model_args: dict[str, Any] = field(default_factory=dict)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -193,6 +212,12 @@ class Recipe:
         _require(not small, "precision", "half", f"another: {self.optimizer.name}'s eps is 0 in it")
         _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
         _require(self.test_crops in (1, 10), "test_crops", self.test_crops, "1 or 10")
+        shift, alone = self.test_shift, not (self.test_flip or self.test_shift)
+        _require(0 <= shift <= _LARGEST, "test_shift", shift, f"0 to {_LARGEST} px")
+        _require(alone or self.test_crops == 1, "test_crops", 10, "1 with test_flip or test_shift")
+        alternates = self.augment.alternating_flip
+        _require(not alternates or self.repeats == 1, "repeats", self.repeats,
+                 "1 with augment.alternating_flip")  # fmt: skip
 
     def toml(self) -> str:
         """All values, as a recipe file."""

@@ -34,6 +34,22 @@ def group_directory(runs: Path, data: Prepared, label: str) -> Path:
     return runs / data.manifest.preparation.dataset / data.directory.name / label
 
 
+def folder(planes: tuple[int, ...]) -> str:
+    """The name of a run's directory among those of its recipe: `shard_07`, `shard_00+01`."""
+    return "shard_" + "+".join(f"{k:02d}" for k in planes)
+
+
+def shard_of(directory: Path) -> str | None:
+    """What people call the planes of a run, by the name of its directory: `7`, `0+1`; None if it is
+    not the name of one.
+    """
+    prefix, _, numbers = directory.name.partition("_")
+    planes = numbers.split("+")
+    if prefix != "shard" or not all(k.isascii() and k.isdecimal() for k in planes):
+        return None
+    return "+".join(str(int(k)) for k in planes)
+
+
 @dataclass(frozen=True)
 class RunDir:
     """One sub-network's directory."""
@@ -42,8 +58,8 @@ class RunDir:
 
     @classmethod
     def of(cls, group: Path, k: int) -> "RunDir":
-        """The run of shard `k` within a group."""
-        return cls(group / f"shard_{k:02d}")
+        """The run on plane `k` alone within a group."""
+        return cls(group / folder((k,)))
 
     @property
     def last(self) -> Path:
@@ -80,24 +96,28 @@ class RunDir:
                 )
         return result
 
-    def start(self, recipe: Recipe, data: Prepared, k: int, weights: Path | None) -> None:
+    def start(
+        self, recipe: Recipe, data: Prepared, planes: tuple[int, ...], weights: Path | None
+    ) -> None:
         """Write down what it is made from, once it is sure that it can be.
 
         `weights`: the file that the network starts from, if not from random ones.
         """
         if not (self.path / manifest.NAME).exists():
             data.manifest.save(self.path)
-        write_json(self.path / "origin.json", _origin(data, k, weights))
+        write_json(self.path / "origin.json", _origin(data, planes, weights))
         (self.path / "recipe.toml").write_text(recipe.toml())
         write_json(self.path / "versions.json", versions())
 
-    def check(self, recipe: Recipe, data: Prepared, k: int, weights: Path | None) -> None:
+    def check(
+        self, recipe: Recipe, data: Prepared, planes: tuple[int, ...], weights: Path | None
+    ) -> None:
         """Refuse it if what is there was made with another recipe, other data, another start; and
         files of the shard that are not what was prepared, where they are new here or changed.
         """
         self.check_same(recipe, data.manifest)
         path = self.path / "origin.json"
-        recorded, found = _read_json(path) or {"files": {}}, _origin(data, k, weights)
+        recorded, found = _read_json(path) or {"files": {}}, _origin(data, planes, weights)
         if not isinstance(recorded.get("files"), dict):
             raise DamagedError(f"{path} is damaged: remove it, then the shard is checked anew")
         if recorded.get("weights", found["weights"]) != found["weights"]:
@@ -162,11 +182,13 @@ def _same(recipe: Recipe, path: Path) -> bool:
         return False
 
 
-def _origin(data: Prepared, k: int, weights: Path | None) -> dict[str, Any]:
-    """The shard's files with what changes when one is written, size and time in ns; and the
+def _origin(data: Prepared, planes: tuple[int, ...], weights: Path | None) -> dict[str, Any]:
+    """The shards' files with what changes when one is written, size and time in ns; and the
     digest of the first weights.
     """
-    names = [data.manifest.shard(s, k) for s in data.manifest.counts if data.manifest.written(s)]
+    manifest = data.manifest
+    splits = [split for split in manifest.counts if manifest.written(split)]
+    names = [manifest.shard(split, k) for split in splits for k in planes]
     stamps = {name: (data.directory / name).stat() for name in names}
     return {
         "files": {name: [found.st_size, found.st_mtime_ns] for name, found in stamps.items()},

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, describe
 from trainer.record import stderr
+from trainer.record.rundir import shard_of
 from trainer.record.runlog import NAME, Status, status
 from trainer.reports.report import duration, of_total
 
@@ -32,7 +33,7 @@ class Run:
     dataset: str
     folder: str
     recipe: str
-    shard: int
+    shard: str
     state: str
     error: str | None = None
     epoch: float | None = None
@@ -61,15 +62,15 @@ def list_runs(root: Path, words: tuple[str, ...] = ()) -> list[Run]:
         except OSError as error:
             log.warning("left out: %s", describe(error))
             continue
-        said = f"{directory.relative_to(root)} {run.state}".lower() if run else ""
+        said = f"{directory.relative_to(root)} {run.shard} {run.state}".lower() if run else ""
         if run and all(word.lower() in said for word in words):
             found.append(run)
     return found
 
 
 def _look(root: Path, directory: Path) -> Run | None:
-    number = directory.name.removeprefix("shard_")
-    if not number.isdecimal() or not directory.is_dir():
+    shard = shard_of(directory)
+    if shard is None or not directory.is_dir():
         log.warning("left out: %s is no run of this tool", directory)
         return None
     dataset, folder, recipe = directory.relative_to(root).parts[:3]
@@ -81,7 +82,7 @@ def _look(root: Path, directory: Path) -> Run | None:
         dataset=dataset,
         folder=folder,
         recipe=recipe,
-        shard=int(number),
+        shard=shard,
         images_per_s=at.images_per_s,
         updated=at.time,
         **(_of_log(directory, at, error) if result is None else _of_result(result)),
@@ -193,7 +194,7 @@ def _line(cells: tuple[str, ...], widths: list[int]) -> str:
 def _cells(run: Run) -> tuple[str, ...]:
     ago = None if run.updated is None else max(0.0, time.time() - run.updated)
     return (
-        str(run.shard),
+        run.shard,
         run.state,
         of_total(run.epoch, run.epochs),
         of_total(run.step, run.steps),

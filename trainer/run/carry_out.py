@@ -13,7 +13,7 @@ from trainer.data.selection import Prepared
 from trainer.process.device import make_deterministic, pick_device
 from trainer.process.stop import stop_requests
 from trainer.process.world import World, joined
-from trainer.record.rundir import RunDir
+from trainer.record.rundir import RunDir, shard_of
 from trainer.record.stderr import note_failure
 from trainer.reports.report import figures
 from trainer.run.spec import RunSpec
@@ -28,7 +28,7 @@ def carry_out(spec: RunSpec, progress_bar: ProgressBar) -> str:
     data = Prepared(spec.data, manifest.load(spec.data))
     if result := run.finished(recipe, data.manifest):
         return f"{run.path}: already finished, {figures(result)}"
-    k = _only_plane(spec, data)
+    _check_planes(spec, data)
     device = pick_device()
     make_deterministic(spec.execution.deterministic)
     with stop_requests() as stop, joined(device) as world:
@@ -38,10 +38,10 @@ def carry_out(spec: RunSpec, progress_bar: ProgressBar) -> str:
         with run.locked() if world.leads else nullcontext(), _noted(run, world):
             weights = first_weights(spec, data)
             if world.leads:
-                run.check(recipe, data, k, weights)
-            trainer = Trainer(data, k, recipe, run, world, stop, spec.execution, weights)
+                run.check(recipe, data, spec.planes, weights)
+            trainer = Trainer(spec, data, world, stop, weights)
             if world.leads:
-                run.start(recipe, data, k, weights)
+                run.start(recipe, data, spec.planes, weights)
                 spec.save()
             world.wait()
             result = trainer.train(progress_bar)
@@ -56,22 +56,18 @@ def first_weights(spec: RunSpec, data: Prepared) -> Path | None:
         return spec.init
     first = RunDir(spec.init_run)
     if first.finished(None, data.manifest) is None:
-        number = first.path.name.removeprefix("shard_")
-        shard = "+".join(str(int(k)) if k.isdecimal() else k for k in number.split("+"))
+        shard = shard_of(first.path) or first.path.name
         raise ConfigError(f"--init-shard {shard}: {first.path} has not finished: train it first")
     return first.best
 
 
-def _only_plane(spec: RunSpec, data: Prepared) -> int:
-    """The plane to train on, its files checked now rather than after all epochs."""
-    if len(spec.planes) > 1:
-        raise ConfigError(f"shard {spec.shard}: a run trains on one plane, not on a group")
-    k = spec.planes[0]
-    data.manifest.check_shard(k)
-    for split in data.manifest.counts:
-        if written := data.manifest.written(split):
-            check_samples(data.shard_path(split, k), written, len(data.manifest.classes))
-    return k
+def _check_planes(spec: RunSpec, data: Prepared) -> None:
+    """Look at the files of its planes now, rather than after all epochs."""
+    for k in spec.planes:
+        data.manifest.check_shard(k)
+        for split in data.manifest.counts:
+            if written := data.manifest.written(split):
+                check_samples(data.shard_path(split, k), written, len(data.manifest.classes))
 
 
 @contextmanager

@@ -14,20 +14,27 @@ from torch import Tensor, nn
 
 from trainer.data.feed import Feed
 from trainer.data.normalise import Normaliser
+from trainer.methods.views import Views
 from trainer.process.stop import StopRequest
 from trainer.process.world import World
 
 
 class Predictor(nn.Module):
     """A network with what stands before it: planes in, answers out. `dtype`: what matrix products
-    run in, None for float32; normalisation is float32 in any case.
+    run in, None for float32; normalisation is float32 in any case. `views`: in which ways it sees
+    each image.
     """
 
     def __init__(
-        self, network: nn.Module, normaliser: Normaliser, dtype: torch.dtype | None = None
+        self,
+        network: nn.Module,
+        normaliser: Normaliser,
+        dtype: torch.dtype | None = None,
+        views: Views | None = None,
     ) -> None:
         super().__init__()
         self.network, self.normaliser, self.dtype = network, normaliser, dtype
+        self.views = views
 
     def forward(self, values: Tensor) -> Tensor:
         """Logits (B, classes) float32 of planes (B, C, h, w), or of a group (B, g, C, h, w), as a
@@ -35,12 +42,19 @@ class Predictor(nn.Module):
         probabilities of them and their mirror images, of which the network sees 5·B at a time.
         """
         if values.dim() == 4 or self.normaliser.planes > 1:
-            return self._logits(values)
+            return self._averaged(values.flatten(1, -3))
         crops = values.flatten(0, 1)
         logits = [self._logits(seen).double() for seen in (crops, crops.flip(-1))]
         views = torch.cat([part.view(*values.shape[:2], -1) for part in logits], dim=1)
         mean = F.log_softmax(views, dim=2).logsumexp(dim=1) - math.log(views.shape[1])
         return mean.float()
+
+    def _averaged(self, values: Tensor) -> Tensor:
+        """The mean over the views."""
+        if self.views is None:
+            return self._logits(values)
+        seen = [(self._logits(view), weight) for view, weight in self.views(values)]
+        return torch.stack([logits * weight for logits, weight in seen]).sum(0)
 
     def _logits(self, values: Tensor) -> Tensor:
         inputs, kind = self.normaliser(values), values.device.type

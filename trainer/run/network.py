@@ -1,12 +1,18 @@
-"""A recipe and a data set in; its network out, with first or with trained weights."""
+"""Builds the network of a recipe for a data set, with first or with trained weights."""
 
+import math
+
+import numpy as np
 import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.format.manifest import Manifest
 from trainer import models
+from trainer.data.feed import Loader
 from trainer.data.normalise import Normaliser
+from trainer.methods.views import Views
+from trainer.models.air import WhiteningStem
 from trainer.process.device import autocast_dtype, free_memory
 from trainer.recipes.cookbook import resolve
 from trainer.recipes.recipe import Recipe
@@ -14,31 +20,39 @@ from trainer.record import checkpoint
 from trainer.record.rundir import RunDir
 from trainer.run.evaluate import Predictor
 
+_STEM_IMAGES, _STEM_VALUES = 5000, 2**26  # at most; Jordan 2024 takes 5,000 of CIFAR-10
 
-def build_network(recipe: Recipe, data: Manifest) -> nn.Module:
-    """The recipe's network for planes of this data set; weights depend on its seed alone."""
+
+def build_network(recipe: Recipe, data: Manifest, planes: int = 1) -> nn.Module:
+    """The recipe's network for so many planes of this data set, stacked as channels; weights
+    depend on its seed alone.
+    """
     free = free_memory(torch.device("cpu"))
     with torch.device("meta"):
-        size = sum(p.nbytes for p in _build(recipe, data).parameters())
+        size = sum(p.nbytes for p in _build(recipe, data, planes).parameters())
     if size > free:
         raise ConfigError(
             f"network {recipe.model}: its weights alone take {size / 1e9:,.1f} GB, but "
             f"{free / 1e9:,.1f} GB are free"
         )
     torch.manual_seed(recipe.seed)
-    return _build(recipe, data)
+    return _build(recipe, data, planes)
 
 
-def _build(recipe: Recipe, data: Manifest) -> nn.Module:
+def _build(recipe: Recipe, data: Manifest, planes: int) -> nn.Module:
     channels, size, _ = data.preparation.input_shape
     return models.build(
-        recipe.model, classes=len(data.classes), channels=channels, size=size, **recipe.model_args
+        recipe.model,
+        classes=len(data.classes),
+        channels=planes * channels,
+        size=size,
+        **recipe.model_args,
     )
 
 
-def load_network(run: RunDir, data: Manifest, device: torch.device) -> nn.Module:
+def load_network(run: RunDir, data: Manifest, device: torch.device, planes: int = 1) -> nn.Module:
     """The network of a run with its best weights, ready to predict."""
-    network = build_network(recipe_of(run), data)
+    network = build_network(recipe_of(run), data, planes)
     state = checkpoint.load(run.best, torch.device("cpu"))["model"]
     try:
         network.load_state_dict(state)
@@ -47,11 +61,41 @@ def load_network(run: RunDir, data: Manifest, device: torch.device) -> nn.Module
     return network.to(device).eval()
 
 
-def load_predictor(run: RunDir, data: Manifest, k: int, device: torch.device) -> Predictor:
-    """What answers for planes `k`: a run's best weights, in the precision of its recipe."""
-    dtype = autocast_dtype(recipe_of(run).precision, device)
-    network = load_network(run, data, device)
-    return Predictor(network, Normaliser(data, k).to(device), dtype).eval()
+def load_predictor(
+    run: RunDir, data: Manifest, planes: tuple[int, ...], device: torch.device
+) -> Predictor:
+    """What answers for these planes: a run's best weights, in the precision of its recipe."""
+    recipe = recipe_of(run)
+    network = load_network(run, data, device, len(planes))
+    return make_predictor(network, recipe, data, planes, device)
+
+
+def make_predictor(
+    network: nn.Module,
+    recipe: Recipe,
+    data: Manifest,
+    planes: tuple[int, ...],
+    device: torch.device,
+) -> Predictor:
+    """A network with what stands before it, and the views that its recipe asks for."""
+    normaliser = Normaliser(data, planes).to(device)
+    dtype = autocast_dtype(recipe.precision, device)
+    views = None
+    if recipe.test_flip or recipe.test_shift:
+        views = Views(recipe, data.preparation, planes).to(device)
+    return Predictor(network, normaliser, dtype, views).eval()
+
+
+@torch.no_grad()
+def fit_stem(network: nn.Module, normaliser: Normaliser, loader: Loader) -> None:
+    """Fit a whitening stem, if the network has one, to the first images of a split."""
+    stem = getattr(network, "stem", None)
+    if not isinstance(stem, WhiteningStem):
+        return
+    values = 4 * math.prod(loader.shape)  # of the patches of an image, four times its own
+    wanted = max(1, min(loader.samples, _STEM_IMAGES, _STEM_VALUES // values))
+    images = [batch.flatten(1, -3).clone() for batch, _ in loader.batches(np.arange(wanted))]
+    stem.fit(normaliser(torch.cat(images)))
 
 
 def recipe_of(run: RunDir) -> Recipe:

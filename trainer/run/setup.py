@@ -1,10 +1,15 @@
 """A recipe and a shard in; the order of its training, and what is done to each batch, out."""
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.errors import ConfigError
 from trainer.data.feed import Plan
 from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
 from trainer.methods.augment import Augmenter
+from trainer.methods.draws import BLOCK
+from trainer.process.seeds import FIRST_FLIPS
 from trainer.process.world import World
 from trainer.recipes.recipe import Recipe
 
@@ -88,8 +93,35 @@ def remarks(recipe: Recipe, plan: Plan) -> list[str]:
 
 
 def make_augmenter(
-    recipe: Recipe, data: Prepared, k: int, plan: Plan, normaliser: Normaliser
+    recipe: Recipe, data: Prepared, planes: tuple[int, ...], plan: Plan, normaliser: Normaliser
 ) -> Augmenter:
     """What is done to the batches of `plan`."""
-    prep = data.manifest.preparation
-    return Augmenter(recipe.augment, prep, k, recipe.seed, normaliser, plan.batch, plan.share)
+    prep, mirrored = data.manifest.preparation, None
+    if recipe.augment.alternating_flip:
+        mirrored = AlternatingFlips(plan)
+    return Augmenter(
+        recipe.augment, prep, planes, recipe.seed, normaliser, plan.batch, plan.share, mirrored
+    )
+
+
+class AlternatingFlips:
+    """Which images of each step are mirrored, so that two epochs in a row show both sides of all
+    images: half of them, drawn once, in even epochs, the others in odd ones (Jordan 2024).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        rng = np.random.default_rng([plan.seed, FIRST_FLIPS])
+        self._first = rng.random(plan.samples, np.float32) < 0.5
+        self._epoch, self._order = -1, np.empty((0, 0), np.int64)
+
+    def __call__(self, epoch: int, block: int) -> NDArray[np.bool_]:
+        """(BLOCK, share) bool; False for steps that lie in another epoch."""
+        plan, share = self.plan, self.plan.share.stop - self.plan.share.start
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, plan.order(epoch).reshape(plan.steps, share)
+        found = np.zeros((BLOCK, share), np.bool_)
+        steps = np.arange(block * BLOCK, (block + 1) * BLOCK) - epoch * plan.steps
+        here = (steps >= 0) & (steps < plan.steps)
+        found[here] = self._first[self._order[steps[here]]] ^ bool(epoch % 2)
+        return found

@@ -72,11 +72,6 @@ class RunSpec:
             ) from error
 
 
-def folder(planes: tuple[int, ...]) -> str:
-    """The name of a run's directory among those of its recipe: `shard_07`, `shard_00+01`."""
-    return "shard_" + "+".join(f"{k:02d}" for k in planes)
-
-
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 

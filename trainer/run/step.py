@@ -55,12 +55,13 @@ class Stepper:
         forward = self._compiled() if compiled else self.network
         self._forward = forward if world.size == 1 else self._distributed(forward)
 
-    def step(self, inputs: Tensor, targets: Targets, lr: float, batch: int) -> None:
-        """One update by this process' share of a batch of `batch` samples; none if the gradients
-        are not finite. What came of it is in the counters.
+    def step(
+        self, inputs: Tensor, targets: Targets, lr: float, batch: int, epoch: float = 0.0
+    ) -> None:
+        """One update by this process' share of a batch of `batch` samples, after `epoch` epochs;
+        none if the gradients are not finite. What came of it is in the counters.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        optim.set_rates(self.optimizer, lr, epoch)
         self._statistics.keep()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._gradients(inputs, targets, batch)
@@ -148,7 +149,7 @@ class Stepper:
             self.ema.load_state_dict(state["ema"])
 
     def _averaged(self) -> AveragedWeights:
-        return AveragedWeights(self.network, self._statistics, self.recipe.ema)
+        return AveragedWeights(self.network, self.recipe.ema)
 
     def _compiled(self) -> nn.Module:
         """With CUDA graphs where one network's whole forward pass is one call a step: they launch

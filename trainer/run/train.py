@@ -1,4 +1,4 @@
-"""One shard and a recipe in; a run directory with a trained network out.
+"""Trains one network on one shard, or on several planes together, into a run directory.
 
 A run may be killed at any moment: it goes on from its last checkpoint, and since order and
 augmentation are functions of (seed, epoch, step), it ends with the same weights.
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pipeline.errors import SpectralError, StoppedError
 from trainer.data.crops import FIVE
-from trainer.data.feed import Feed, feed
+from trainer.data.feed import Feed, Loader, feed
+from trainer.data.groups import open_split
 from trainer.data.loader import ShardLoader
 from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared, selection_split
@@ -26,17 +27,17 @@ from trainer.process.device import seed_torch
 from trainer.process.seeds import MASKS, mixed_seed
 from trainer.process.stop import StopRequest
 from trainer.process.world import World
-from trainer.recipes.recipe import Recipe
 from trainer.record.logbook import Logbook
 from trainer.record.rundir import RunDir
 from trainer.run import pretrained
 from trainer.run.counters import Counters
 from trainer.run.evaluate import Metrics, Predictor, evaluate
-from trainer.run.execution import Due, Execution
+from trainer.run.execution import Due
 from trainer.run.kept import Kept, Progress
 from trainer.run.meter import Meter
-from trainer.run.network import build_network
+from trainer.run.network import build_network, fit_stem, make_predictor
 from trainer.run.setup import make_augmenter, make_plan, remarks, total_steps
+from trainer.run.spec import RunSpec
 from trainer.run.step import Stepper
 
 log = logging.getLogger(__name__)
@@ -55,38 +56,45 @@ class DivergedError(SpectralError):
 
 
 class Trainer:
-    """The training of one network on one shard, by one process or as one of several.
+    """The training of one run, by one process or as one of several.
 
     `weights`: a file that the network starts from.
     """
 
     def __init__(
         self,
+        spec: RunSpec,
         data: Prepared,
-        k: int,
-        recipe: Recipe,
-        run: RunDir,
         world: World,
         stop: StopRequest,
-        execution: Execution,
         weights: Path | None = None,
     ) -> None:
-        self.data, self.k, self.recipe, self.run = data, k, recipe, run
-        self.world, self.stop, self.execution = world, stop, execution
+        self.spec, self.data, self.recipe, self.run = (
+            spec,
+            data,
+            spec.recipe,
+            RunDir(spec.directory),
+        )
+        self.world, self.stop, self.execution = world, stop, spec.execution
+        recipe, run, execution = self.recipe, self.run, self.execution
         self.plan = make_plan(recipe, data, world)
-        self.normaliser = Normaliser(data.manifest, k).to(world.device)
-        network = build_network(recipe, data.manifest)
+        self.normaliser = Normaliser(data.manifest, spec.planes).to(world.device)
+        network = build_network(recipe, data.manifest, len(spec.planes))
+        self._fit_stem = spec.init is None  # of another run, the stem is of other planes
         if weights is not None:
             pretrained.start_from(network, weights)
         compiled = execution.compile_network
         self.stepper = Stepper(network, recipe, world, compiled=compiled)
         self.kept = Kept(
-            run, self.stepper, world, {"shard": k, "deterministic": execution.deterministic}
+            run,
+            self.stepper,
+            world,
+            {"shard": spec.shard, "deterministic": execution.deterministic},
         )
         self.steps = total_steps(recipe, self.plan)
         for line in remarks(recipe, self.plan) if world.leads else ():
             log.warning("%s: %s", self._name, line)
-        self.augmenter = make_augmenter(recipe, data, k, self.plan, self.normaliser)
+        self.augmenter = make_augmenter(recipe, data, spec.planes, self.plan, self.normaliser)
         self._every = recipe.eval_every or self.plan.steps
         self._timed = min(self.steps, TIMED_STEPS)
 
@@ -96,6 +104,8 @@ class Trainer:
         self.logbook = self._open_log()
         crops = self.data.manifest.preparation.resize == "shortest"
         source = self._loader("train", self._own_batch, random_crops=crops)
+        if not self.progress.step and self._fit_stem:
+            fit_stem(self.stepper.network, self.normaliser, source)
         if self.world.device.type == "cuda" and self.execution.feed == "auto":
             self._rehearse(source.shape)
         self.feed = feed(source, self.execution.feed, crops)
@@ -138,7 +148,7 @@ class Trainer:
 
     @property
     def _name(self) -> str:
-        return f"{self.data.described} shard {self.k}"
+        return f"{self.data.described} shard {self.spec.shard}"
 
     def _rehearse(self, shape: tuple[int, ...]) -> None:
         """So that a feed that stays on the device takes only what a step leaves free."""
@@ -147,11 +157,11 @@ class Trainer:
         labels = torch.zeros(self._own_batch, dtype=torch.int64, device=device)
         self.stepper.rehearse(*self.augmenter(values, labels, 0, 0))
 
-    def _loader(self, split: str, batch_size: int, **crops: bool) -> ShardLoader:
-        device = self.world.device
-        return ShardLoader(self.data, split, self.k, batch_size=batch_size, device=device, **crops)
+    def _loader(self, split: str, batch_size: int, **crops: bool) -> Loader:
+        device, planes = self.world.device, self.spec.planes
+        return open_split(self.data, split, planes, batch_size=batch_size, device=device, **crops)
 
-    def _test_loader(self, split: str) -> ShardLoader:
+    def _test_loader(self, split: str) -> Loader:
         """What the final figures are of; the network sees no more at a time than in training."""
         if self.recipe.test_crops == 1:
             return self._loader(split, self._own_batch)
@@ -193,7 +203,8 @@ class Trainer:
         seed = mixed_seed(self.recipe.seed, MASKS, state.step, self.world.rank)
         seed_torch(seed, values.device)
         inputs, targets = self.augmenter(values, labels, epoch, state.step)
-        self.stepper.step(inputs, targets, self._rate(state.step), self.plan.batch)
+        epochs = state.step / self.plan.steps
+        self.stepper.step(inputs, targets, self._rate(state.step), self.plan.batch, epochs)
         self.meter.add(self.plan.batch)
         state.step += 1
 
@@ -250,7 +261,7 @@ class Trainer:
         """Evaluate the epoch that has ended; keep its weights if they are the best."""
         state, found = self.progress, None
         if chooser is not None:
-            found = self._evaluate(chooser)
+            found = self._evaluate(self._predictor(), chooser)
             if found is None:
                 self.kept.save()
                 raise self._stopped()
@@ -269,10 +280,12 @@ class Trainer:
                 f"{self.progress.step}: remove the directory, and try a lower optimizer.lr"
             )
 
-    def _evaluate(self, split: Feed) -> Metrics | None:
+    def _predictor(self) -> Predictor:
+        """Of the network as it is, which sees each image once."""
+        return Predictor(self.stepper.evaluated(), self.normaliser, self.stepper.dtype).eval()
+
+    def _evaluate(self, predictor: Predictor, split: Feed) -> Metrics | None:
         """None if a stop was asked for meanwhile."""
-        network = self.stepper.evaluated()
-        predictor = Predictor(network, self.normaliser, self.stepper.dtype).eval()
         return evaluate(predictor, split, self.world, self.stop)
 
     def _open_log(self) -> Logbook:
@@ -335,7 +348,7 @@ class Trainer:
         self.world.wait()
         network, state = self.kept.best(), self.progress
         result: dict[str, Any] = {
-            "shard": self.k,
+            "shard": self.spec.shard,
             "epochs": round(state.step / self.plan.steps, 2),
             "steps": state.step,
             "nan_grads": state.nan_grads,
@@ -345,9 +358,13 @@ class Trainer:
             ),
             "parameters": sum(p.numel() for p in network.parameters()),
         }
-        for split in self.data.manifest.counts:
-            if split != "train" and self.data.manifest.written(split):
-                found = self._evaluate(self._test_loader(split))
+        manifest, planes = self.data.manifest, self.spec.planes
+        predictor = make_predictor(
+            self.stepper.evaluated(), self.recipe, manifest, planes, self.world.device
+        )
+        for split in manifest.counts:
+            if split != "train" and manifest.written(split):
+                found = self._evaluate(predictor, self._test_loader(split))
                 if found is None:
                     raise self._stopped()
                 self._check_finite(split, found)
