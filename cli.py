@@ -76,6 +76,7 @@ def prepare(
     out: Path | None,
     workers: int | None,
     max_bad: int | None,
+    image_timeout: float,
     overwrite: bool,
     report_bad: bool,
     as_json: bool,
@@ -103,6 +104,7 @@ def prepare(
             max_bad=max_bad,
             progress=progress_display(as_json),
             overwrite=overwrite,
+            image_seconds=image_timeout,
         )
     found = describe(done.directory)
     if report_bad:
