@@ -11,7 +11,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.errors import WorkerError
+from pipeline.sources.index import Place
 from pipeline.stage import run
+from pipeline.stage.blame import Job, ended, out_of_time
+from pipeline.stage.shared import READING
+from pipeline.stage.verdicts import Verdicts
+from pipeline.stage.worker import Task
 from tests.conftest import ROOT, SUB4, Done, spectral, spectral_here, write_class_folders
 from tests.test_prepare import TOY, children, wait_until
 from tests.test_restart import Cut
@@ -22,7 +28,13 @@ pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a tim
 # what damaged files do. With REFUSE they are refused instead, as any file that cannot be decoded.
 HOOK = """
 import os
-if "HOOK" in os.environ:
+import sys
+if os.environ.get("HOOK") == "OLD":
+    import pipeline.zstd
+    pipeline.zstd._PARAMETERS = {9999: 1}  # that libzstd does not know
+elif os.environ.get("HOOK") == "DIE" and "--multiprocessing-fork" in sys.argv:
+    os._exit(5)
+elif "HOOK" in os.environ:
     import ctypes
     import numpy
     import PIL.Image
@@ -200,3 +212,42 @@ def test_killed_while_a_hanging_image_is_looked_for(
     assert done.returncode == 0, done.stderr
     assert ("tried again" in done.stderr) == (moment == "tried again")
     check(source, tmp_path / "out", hook, {"train/class_1/002.jpg": REASONS["HANG"]})
+
+
+def test_a_worker_that_cannot_start_ends_the_run(tmp_path: Path, hook: dict[str, str]) -> None:
+    """It says why, where it can: it is no error in an image, nor one of ours."""
+    source = write_class_folders(tmp_path / "source", {"train": 2})
+    for word, expected in (
+        ("OLD", "is too old: 1.5.4 is needed"),
+        ("DIE", "ended before it had started (exit status 5)"),
+    ):
+        done = prepare(source, tmp_path / "out", {**hook, "HOOK": word})
+        assert done.returncode == 1
+        assert expected in done.stderr
+        assert "Traceback" not in done.stderr
+        assert "bug" not in done.stderr
+
+
+def test_a_machine_that_fails_is_laid_to_no_image(tmp_path: Path) -> None:
+    """Reads that hang at one image after the other: after a few the run ends, none is blamed."""
+    places = [Place(0, f"{i}.jpg", 0, 0) for i in range(9)]
+    task = Task(0, places, [False] * 9, 9, ids=[f"train/a/{i}.jpg" for i in range(9)])
+    gone = out_of_time(60, READING)
+    with Verdicts(tmp_path) as verdicts:
+        job = Job(task, 0)
+        for image, trial in ((4, [0, 1, 2, 3, 5, 6, 7, 8, 4]), (0, [1, 2, 3, 5, 6, 7, 8, 4, 0])):
+            job.lost(gone, image, verdicts)
+            assert job.for_worker(verdicts).trial == trial
+        job.lost(gone, 1, verdicts)
+        with pytest.raises(WorkerError, match=r"at train/a/2.jpg: reading took longer than 60 s"):
+            job.lost(gone, 2, verdicts)
+        assert verdicts.among(places) == {}
+    with Verdicts(tmp_path) as verdicts:
+        job = Job(task, 0)
+        for image in (4, 4, 5, 5, 6, 6, 7, 7, 8, 8):
+            job.lost(ended(-11, 1), image, verdicts)
+        again = job.for_worker(verdicts)
+        assert again.trial == []
+        assert again.refused == dict.fromkeys(range(4, 9), "the decoder crashed (SIGSEGV)")
+    with Verdicts(tmp_path) as verdicts:
+        assert verdicts.among(places) == again.refused
