@@ -45,6 +45,7 @@ elif "HOOK" in os.environ:
         if word in (b"HANG", b"CRASH", b"BOMB", b"KILL") and os.environ["HOOK"] == "REFUSE":
             raise ValueError("refused")
         if word == b"HANG":
+            os.write(2, b"hangs\\n")
             ctypes.PyDLL(None).sleep(1000)  # a loop in C that keeps Python's lock
         if word == b"CRASH":
             ctypes.string_at(0)
@@ -192,25 +193,30 @@ def start(source: Path, out: Path, hook: dict[str, str]) -> subprocess.Popen[str
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", ["tried again", "left out"])
+@pytest.mark.parametrize(("moment", "times"), [("hangs", 2), ("left out", 1)])
 def test_killed_while_a_hanging_image_is_looked_for(
-    tmp_path: Path, hook: dict[str, str], moment: str
+    tmp_path: Path, hook: dict[str, str], moment: str, times: int
 ) -> None:
-    """No worker is left behind, hanging as it may; a verdict is kept, and bytes are the same."""
+    """While it is tried again, and when it is known. No worker is left behind, hanging as it may;
+    a verdict is kept, and bytes are the same.
+    """
     source = write_class_folders(tmp_path / "source", {"train": 12})
     mark(source, {"train/class_1/002.jpg": "HANG"})
     started = start(source, tmp_path / "out", hook)
     assert started.stderr is not None
-    while moment not in (line := started.stderr.readline()):
+    while times:
+        line = started.stderr.readline()
         assert line, "it has ended"
+        times -= moment in line
     workers = children(started.pid)
     assert workers
     started.kill()
-    started.communicate()
+    started.wait()
     wait_until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers), 10)
+    started.stderr.close()
     done = prepare(source, tmp_path / "out", hook)
     assert done.returncode == 0, done.stderr
-    assert ("tried again" in done.stderr) == (moment == "tried again")
+    assert ("tried again" in done.stderr) == (moment == "hangs")
     check(source, tmp_path / "out", hook, {"train/class_1/002.jpg": REASONS["HANG"]})
 
 
