@@ -76,6 +76,7 @@ def prepare(
     out: Path | None,
     workers: int | None,
     max_bad: int | None,
+    image_timeout: float,
     overwrite: bool,
     report_bad: bool,
     as_json: bool,
@@ -90,11 +91,11 @@ def prepare(
     """
     import os
 
-    from pipeline.look.inspect import describe, lines
-    from pipeline.preparation import preparation
-    from pipeline.stage.prepare import prepare as run
+    with stopped_by_signals():  # from here on, as the imports take a while
+        from pipeline.look.inspect import describe, lines
+        from pipeline.preparation import preparation
+        from pipeline.stage.prepare import prepare as run
 
-    with stopped_by_signals():
         done = run(
             preparation(dataset, splits, **options),
             source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset,
@@ -103,17 +104,18 @@ def prepare(
             max_bad=max_bad,
             progress=progress_display(as_json),
             overwrite=overwrite,
+            image_seconds=image_timeout,
         )
-    found = describe(done.directory)
-    if report_bad:
-        found["bad"] = _bad(done.directory)
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-        return
-    click.echo("already finished:" if done.existed else "finished:")
-    click.echo("\n".join(lines(found)))
-    if report_bad:
-        _echo_bad(found["bad"])
+        found = describe(done.directory)
+        if report_bad:
+            found["bad"] = _bad(done.directory)
+        if as_json:
+            click.echo(json.dumps(found, indent=1))
+            return
+        click.echo("already finished:" if done.existed else "finished:")
+        click.echo("\n".join(lines(found)))
+        if report_bad:
+            _echo_bad(found["bad"])
 
 
 @main.command()

@@ -157,6 +157,14 @@ prepare_options = apply(
         type=click.IntRange(min=0),
         help="Unusable images tolerated [default: 0.1 %, at least 20].",
     ),
+    click.option(
+        "--image-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=60,
+        show_default=True,
+        metavar="SECONDS",
+        help="An image that takes longer cannot be used.",
+    ),
     click.option("--overwrite", is_flag=True, help="Remove what is there and start over."),
     click.option(
         "--report-bad", is_flag=True, help="List the images that cannot be used, and why."

@@ -10,6 +10,7 @@ import pytest
 from pipeline.preparation import preparation
 from pipeline.sources.index import Container, Place
 from pipeline.stage.pool import Pool
+from pipeline.stage.verdicts import Verdicts
 from pipeline.stage.worker import Task
 from tests.conftest import photograph
 
@@ -41,7 +42,11 @@ def test_large_tasks_and_large_answers_pass_each_other(tmp_path: Path) -> None:
     prep = preparation("toy", 1, size=64, codec="raw")
     places = [Place(0, "", i, 0) for i in range(IMAGES)]
     tasks = [Task(i, places, [False] * IMAGES, IMAGES, data=list(data)) for i in range(TASKS)]
-    with Pool(prep, tmp_path, [Container("x.tar.gz", "gzip")], 1, slot_bytes=4096) as pool:
+    containers = [Container("x.tar.gz", "gzip")]
+    with (
+        Verdicts(tmp_path) as verdicts,
+        Pool(prep, tmp_path, containers, 1, slot_bytes=4096, verdicts=verdicts) as pool,
+    ):
         chunks = [chunk for chunk, _ in pool.run(tasks)]
     assert [chunk.number for chunk in chunks] == list(range(TASKS))
     assert all(len(chunk.inline or b"") > IMAGES * 64 * 64 * 3 for chunk in chunks)

@@ -269,26 +269,19 @@ def long_source(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     return root
 
 
-def test_a_killed_worker_ends_the_run_and_the_next_run_is_whole(
-    long_source: Path, tmp_path: Path
-) -> None:
-    """A real SIGKILL: an error within seconds, nothing under a final name; then start over."""
-    args = ("prepare", "toy", "--source", long_source, *TOY, "--workers", 2, "--out", tmp_path)
-    run = start(*args)
-    partial = tmp_path / SUB4 / "train" / "shard_00.beton.partial"
-    wait_until(lambda: partial.exists() and partial.stat().st_size > 1_500_000)
-    assert run.poll() is None
-    os.kill(children(run.pid)[0], signal.SIGKILL)
-    killed = time.monotonic()
-    _, error = run.communicate(timeout=30)
-    assert time.monotonic() - killed < 10
-    assert run.returncode == 1
-    assert "killed by SIGKILL" in error
-    assert not list(tmp_path.rglob("*.beton"))
-
-    assert spectral(*args).returncode == 0
-    assert spectral("verify", tmp_path / SUB4).returncode == 0
-    assert not list(tmp_path.rglob("*.partial"))
+def test_a_killed_worker_is_replaced(long_source: Path, tmp_path: Path) -> None:
+    """Real SIGKILLs from outside, again and again: they are laid to no image."""
+    args = ("prepare", "toy", "--source", long_source, *TOY, "--workers", 2, "--out")
+    run = start(*args, tmp_path / "killed")
+    partial = tmp_path / "killed" / SUB4 / "train" / "shard_00.beton.partial"
+    for size in (1_000_000, 3_000_000, 5_000_000):
+        wait_until(lambda size=size: partial.exists() and partial.stat().st_size > size)
+        os.kill(children(run.pid)[0], signal.SIGKILL)
+    _, error = run.communicate(timeout=120)
+    assert run.returncode == 0, error
+    assert error.count("killed (SIGKILL)") in (1, 2, 3)  # one without a task is not missed
+    assert spectral(*args, tmp_path / "whole").returncode == 0
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
 
 
 def test_a_killed_parent_takes_its_workers_along(long_source: Path, tmp_path: Path) -> None:

@@ -1,17 +1,19 @@
 """Tasks in, chunks in the same order out: worker processes that are watched.
 
-The standard library's pools either lose a worker that is killed (`Pool` hangs) or
-pickle every result through a pipe; here payloads lie in shared memory, a death ends
-the run at once, and memory is bounded by the number of slots.
+The standard library's pools either lose a worker that is killed (`Pool` hangs) or give up
+(`ProcessPoolExecutor`), and know no time limit. Here a worker that dies, or is at one image for too
+long, is replaced, its tasks are done again, and the image is left out if it was the cause
+(`pipeline.stage.blame`). Payloads lie in shared memory, which is bounded by the number of slots.
 """
 
-import mmap
+import atexit
 import multiprocessing
-import os
 import signal
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from multiprocessing import connection, reduction, resource_tracker
 from pathlib import Path
 from types import TracebackType
@@ -20,85 +22,40 @@ from typing import Any, Self
 from pipeline.errors import WorkerError
 from pipeline.preparation import Preparation
 from pipeline.sources.index import Container
+from pipeline.stage.blame import Job, ended, out_of_time, signal_name
+from pipeline.stage.shared import BETWEEN, NOWHERE, SharedMemory, StartupErrors, Step
+from pipeline.stage.verdicts import Verdicts
 from pipeline.stage.worker import Chunk, Task, work
 
 TASKS_A_WORKER = 2  # one at work, one waiting, so that workers do not wait for the writer
 SLOTS_A_WORKER = 4
-
-
-class SharedMemory:
-    """Anonymous memory that workers map through a file descriptor, so /dev/shm may be small."""
-
-    def __init__(self, slots: int, slot_bytes: int) -> None:
-        self.slot_bytes, self._total = slot_bytes, slots * slot_bytes
-        self._fd = os.memfd_create("spectral")
-        os.ftruncate(self._fd, self._total)
-
-    def open(self) -> memoryview:
-        """Map all slots."""
-        return memoryview(mmap.mmap(self._fd, self._total))
-
-    def close(self) -> None:
-        """Let go of the descriptor; maps stay valid."""
-        os.close(self._fd)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fd": reduction.DupFd(self._fd)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _fd=state["_fd"].detach())
-
-
-class StartupErrors:
-    """Where starting workers write their errors until their own code runs and takes the real
-    stderr (`worker.work`). One that starts while the parent is killed has only a traceback of the
-    standard library to tell, which must not reach a terminal; of others the text is kept.
-    """
-
-    def __init__(self) -> None:
-        self._file, self._stderr = os.memfd_create("startup"), os.dup(2)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_stderr": reduction.DupFd(self._stderr)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._stderr = state["_stderr"].detach()
-
-    def over(self) -> None:
-        """In a worker: from here on its stderr is the real one."""
-        os.dup2(self._stderr, 2)
-        os.close(self._stderr)
-
-    @contextmanager
-    def collected(self) -> Iterator[None]:
-        """What is started meanwhile inherits the file as its stderr."""
-        os.dup2(self._file, 2)
-        try:
-            yield
-        finally:
-            os.dup2(self._stderr, 2)
-
-    def last(self) -> str:
-        """The last line that was written, or nothing."""
-        size = os.fstat(self._file).st_size
-        lines = os.pread(self._file, size, 0).decode(errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-    def close(self) -> None:
-        """Let go of both descriptors."""
-        os.close(self._file)
-        os.close(self._stderr)
+IMAGE_SECONDS = 60.0
+WORKER_BYTES = 4_000_000_000  # beyond what it starts with; the largest good image takes 1.5 GB
+_PIPE_BYTES = 1 << 16  # what a pipe takes in though nobody reads
+_REAP_SECONDS = 10.0  # one that hangs in a disk's driver cannot even be killed
+_LOOK_SECONDS = 1.0  # how often the clocks are looked at, at most
 
 
 @dataclass
 class _Worker:
+    """jobs: in the order in which they were sent; it is at work on the first. step, since: where it
+    was seen first, and when.
+    """
+
+    seat: int
     process: Any
     pipe: connection.Connection
-    tasks: list[int] = field(default_factory=list)
+    started: bool = False
+    jobs: list[Job] = field(default_factory=list)
+    step: Step = NOWHERE
+    since: float = 0.0
 
 
 class Pool:
-    """`workers` processes at work on one preparation. A context manager."""
+    """`workers` processes at work on one preparation. A context manager.
+
+    image_seconds, worker_bytes: what one image may take of time and memory.
+    """
 
     def __init__(
         self,
@@ -107,32 +64,39 @@ class Pool:
         containers: list[Container],
         workers: int,
         slot_bytes: int,
+        verdicts: Verdicts,
+        image_seconds: float = IMAGE_SECONDS,
+        worker_bytes: int = WORKER_BYTES,
     ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._memory = SharedMemory(workers * SLOTS_A_WORKER, slot_bytes)
-        self._slots = self._memory.open()
+        self._context = multiprocessing.get_context("spawn")
+        self._memory = SharedMemory(workers, workers * SLOTS_A_WORKER, slot_bytes)
+        self._shared = self._memory.open()
         self._free = list(range(workers * SLOTS_A_WORKER))
-        self._workers = []
+        self._startup = StartupErrors()
+        self._args = (self._memory, prep, root, containers, self._startup, worker_bytes)
+        self._verdicts = verdicts
+        self._image_seconds, self._worker_bytes = image_seconds, worker_bytes
+        self._again: deque[Job] = deque()
+        self._workers: dict[int, _Worker] = {}
+        # Workers do not heed SIGTERM: whatever ends the parent, at its exit nobody waits for them
+        atexit.register(self._kill)
+        for seat in range(workers):
+            self._start(seat)
+
+    def _start(self, seat: int) -> None:
+        self._shared.steps[seat] = NOWHERE.packed()
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=work, args=(theirs, seat, *self._args), daemon=True)
         # Workers inherit the mask: what these mean is decided by the parent alone. The tracker,
         # which the first one would start, unblocks them
         resource_tracker.ensure_running()
         asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
-        self._startup = StartupErrors()
         try:
-            for _ in range(workers):
-                ours, theirs = context.Pipe()
-                args = (theirs, self._memory, prep, root, containers, self._startup)
-                process = context.Process(target=work, args=args, daemon=True)
-                with self._startup.collected():
-                    process.start()
-                theirs.close()
-                self._workers.append(_Worker(process, ours))
-        except BaseException:
-            for worker in self._workers:
-                worker.process.kill()
-            self._startup.close()
-            raise
+            with self._startup.collected():
+                process.start()
+            theirs.close()
+            self._workers[seat] = _Worker(seat, process, ours)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -146,16 +110,21 @@ class Pool:
         trace: TracebackType | None,
     ) -> None:
         self.dismiss()
-        for worker in self._workers:
-            if kind is not None:
-                worker.process.kill()
+        if kind is not None:
+            self._kill()
+        for worker in self._workers.values():
             worker.process.join()
+        atexit.unregister(self._kill)
         self._memory.close()
         self._startup.close()
 
+    def _kill(self) -> None:
+        for worker in self._workers.values():
+            worker.process.kill()
+
     def dismiss(self) -> None:
         """No more tasks: workers end, which takes them a while."""
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.pipe.close()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Chunk, memoryview]]:
@@ -164,86 +133,144 @@ class Pool:
         The payloads are valid until the next chunk is asked for.
         """
         waiting = iter(tasks)
-        slot_of: dict[int, int] = {}
-        done: dict[int, Chunk] = {}
+        done: dict[int, tuple[Chunk, int]] = {}
         turn = 0
-        more = True
         while True:
-            more = more and self._hand_out(waiting, slot_of)
-            if not slot_of:
+            self._hand_out(waiting)
+            if turn in done:
+                chunk, slot = done.pop(turn)
+                yield chunk, self._shared.slot(slot)
+                self._free.append(slot)
+                turn += 1
+            elif self._again or any(worker.jobs for worker in self._workers.values()):
+                for chunk, slot in self._collect():
+                    done[chunk.number] = chunk, slot
+            else:
                 return
-            if turn not in done:
-                for chunk in self._collect():
-                    done[chunk.number] = chunk
-                continue
-            chunk, slot = done.pop(turn), slot_of.pop(turn)
-            start = slot * self._memory.slot_bytes
-            yield chunk, self._slots[start : start + self._memory.slot_bytes]
-            self._free.append(slot)
-            turn += 1
 
-    def _hand_out(self, waiting: Iterator[Task], slot_of: dict[int, int]) -> bool:
-        """Give tasks to workers that have room; False when none is left."""
-        while self._free:
-            worker = min(self._workers, key=lambda w: len(w.tasks))
-            if len(worker.tasks) >= TASKS_A_WORKER:
-                return True
-            task = next(waiting, None)
-            if task is None:
-                return False
-            slot = self._free.pop()
-            slot_of[task.number] = slot
-            worker.tasks.append(task.number)
-            self._feed(task, slot)
-            try:
-                worker.pipe.send((task, slot))
-            except OSError as error:
-                raise self._died(worker) from error
+    def _hand_out(self, waiting: Iterator[Task]) -> None:
+        """Give tasks to workers that have room."""
+        while True:
+            worker = min(self._workers.values(), key=lambda w: len(w.jobs))
+            if len(worker.jobs) >= TASKS_A_WORKER or (job := self._next(waiting)) is None:
+                return
+            if not self._give(worker, job):
+                self._again.appendleft(job)
+                return
+
+    def _next(self, waiting: Iterator[Task]) -> Job | None:
+        if self._again:
+            return self._again.popleft()
+        if not self._free or (task := next(waiting, None)) is None:
+            return None
+        return Job(task, self._free.pop())
+
+    def _give(self, worker: _Worker, job: Job) -> bool:
+        """Send a task; False if it has to wait, as a pipe might not take it in."""
+        task = self._fed(job.for_worker(self._verdicts), job.slot)
+        message = reduction.ForkingPickler.dumps((task, job.slot))
+        if len(message) > _PIPE_BYTES and worker.jobs:
+            return False  # who is at work on an image may never read it
+        worker.jobs.append(job)
+        with suppress(OSError):  # it has died, which `_collect` sees
+            worker.pipe.send_bytes(message)
         return True
 
-    def _feed(self, task: Task, slot: int) -> None:
+    def _fed(self, task: Task, slot: int) -> Task:
         """Put what the parent has read into the slot, where the answer will lie later."""
-        if task.data is None or sum(map(len, task.data)) > self._memory.slot_bytes:
-            return
-        at = slot * self._memory.slot_bytes
-        task.sizes = [len(data) for data in task.data]
+        room = self._shared.slot(slot)
+        if task.data is None or sum(map(len, task.data)) > len(room):
+            return task
+        at = 0
         for data in task.data:
-            self._slots[at : at + len(data)] = data
+            room[at : at + len(data)] = data
             at += len(data)
-        task.data = None
+        return replace(task, data=None, sizes=[len(data) for data in task.data])
 
-    def _collect(self) -> Iterator[Chunk]:
-        """Wait for answers; WorkerError when a worker died or met an error."""
-        pipes = {worker.pipe: worker for worker in self._workers}
-        sentinels = {worker.process.sentinel: worker for worker in self._workers}
-        ready = connection.wait([*pipes, *sentinels])
-        for pipe in ready:
-            if (worker := pipes.get(pipe)) is None:  # type: ignore[call-overload]
+    def _collect(self) -> list[tuple[Chunk, int]]:
+        """Wait for answers, or a while; replace workers that are lost."""
+        workers = list(self._workers.values())
+        handles = [handle for w in workers for handle in (w.pipe, w.process.sentinel)]
+        ready = connection.wait(handles, min(_LOOK_SECONDS, self._image_seconds / 4))
+        answers: list[tuple[Chunk, int]] = []
+        for worker in workers:
+            if worker.pipe in ready and self._answered(worker, answers):
                 continue
-            try:
-                answer = worker.pipe.recv()
-            except (EOFError, OSError) as error:
-                raise self._died(worker) from error
-            if isinstance(answer, str):
-                raise WorkerError(f"a worker process met an error: {answer}")
-            worker.tasks.remove(answer.number)
-            yield answer
-        for sentinel in ready:
-            if (worker := sentinels.get(sentinel)) is not None:
-                raise self._died(worker)
+            if worker.pipe in ready or worker.process.sentinel in ready:
+                self._lost(worker, answers)
+            elif self._late(worker):
+                worker.process.kill()
+                self._lost(worker, answers, late=True)
+        return answers
 
-    def _died(self, worker: _Worker) -> WorkerError:
-        worker.process.join(timeout=5)
-        code = worker.process.exitcode
-        how = f"exit status {code}"
-        if code is not None and code < 0:
-            how = f"killed by {signal.Signals(-code).name}"
+    def _answered(self, worker: _Worker, answers: list[tuple[Chunk, int]]) -> bool:
+        """Read one answer; False if the worker is gone. WorkerError if it met an error."""
+        try:
+            answer = worker.pipe.recv()
+        except (EOFError, OSError):
+            return False
+        if isinstance(answer, str):
+            raise WorkerError(f"a worker process met an error: {answer}")
+        if answer is None:
+            worker.started = True
+        else:
+            answers.append((answer, worker.jobs.pop(0).slot))
+        return True
+
+    def _late(self, worker: _Worker) -> bool:
+        """Whether it has been at the same image for too long. Its start does not count, nor what
+        passed while nobody looked.
+        """
+        step, now = self._step(worker), time.monotonic()
+        if step != worker.step or step.doing == BETWEEN:
+            worker.step, worker.since = step, now
+        return now - worker.since > self._image_seconds
+
+    def _step(self, worker: _Worker) -> Step:
+        return Step.unpacked(int(self._shared.steps[worker.seat]))
+
+    def _lost(self, worker: _Worker, answers: list[tuple[Chunk, int]], late: bool = False) -> None:
+        """Put a new worker in the place of one that is dead; it begins with the task that was
+        being worked on.
+        """
+        worker.process.join(_REAP_SECONDS)
+        if not worker.started:
+            raise self._never_started(worker)
+        while self._left(worker) and self._answered(worker, answers):
+            pass
+        worker.pipe.close()
+        step, status = self._step(worker), worker.process.exitcode
+        self._start(worker.seat)
+        loss = (
+            out_of_time(self._image_seconds, step.doing)
+            if late
+            else ended(status, self._worker_bytes)
+        )
+        if worker.jobs:
+            job = worker.jobs.pop(0)
+            at = step.doing != BETWEEN and step.task == job.task.number
+            job.lost(loss, step.image if at else None, self._verdicts)
+            self._give(self._workers[worker.seat], job)
+        self._again.extendleft(reversed(worker.jobs))
+
+    def _left(self, worker: _Worker) -> bool:
+        """Whether a dead worker has left something to read."""
+        try:
+            return worker.pipe.poll()
+        except OSError:
+            return False
+
+    def _never_started(self, worker: _Worker) -> WorkerError:
+        status = worker.process.exitcode
+        how = f"exit status {status}"
+        if status is not None and status < 0:
+            how = f"killed by {signal_name(-status)}"
         elif said := self._startup.last():
             how += f": {said}"
         hint = (
-            "; SIGKILL often means that memory ran out: try fewer --workers" if code == -9 else ""
+            "; SIGKILL often means that memory ran out: try fewer --workers" if status == -9 else ""
         )
         return WorkerError(
-            f"worker process {worker.process.pid} ended before its work was done ({how}){hint}. "
+            f"worker process {worker.process.pid} ended before it had started ({how}){hint}. "
             "Nothing is lost but time: run the same command again"
         )

@@ -20,9 +20,11 @@ from pipeline.progress import Advance
 from pipeline.sources import Source, recognise
 from pipeline.sources.index import SPLITS, Index, Scan
 from pipeline.sources.splits import assign, check_counts, refuse_unknown_choices
+from pipeline.stage import verdicts
 from pipeline.stage.changes import changed_places, difference
 from pipeline.stage.journal import Journal
 from pipeline.stage.owned import JOURNAL, LOCK, refuse_foreign, remove, remove_journal
+from pipeline.stage.pool import IMAGE_SECONDS
 from pipeline.stage.run import Run
 from pipeline.stage.statistics import conclude
 from pipeline.stage.verify import quick_check
@@ -55,10 +57,12 @@ def prepare(
     max_bad: int | None,
     progress: ProgressBar,
     overwrite: bool = False,
+    image_seconds: float = IMAGE_SECONDS,
 ) -> Prepared:
     """Write the shards of `source`, or go on where an interrupted run left off.
 
     max_bad: quarantined images that are tolerated; None: 0.1 % of all, but at least 20.
+    image_seconds: an image that takes longer is quarantined, too.
     overwrite: remove what is there first, finished or not.
     """
     refuse_unknown_choices(prep)
@@ -74,7 +78,7 @@ def prepare(
             remove(directory)
         existed = (directory / manifest.NAME).exists()  # another run may have finished since
         if not existed:
-            result = _write(prep, found, directory, workers, max_bad, progress)
+            result = _write(prep, found, directory, workers, max_bad, image_seconds, progress)
             remove_journal(directory)
     if existed:
         return Prepared(directory, _finished(directory, prep, source, progress), True)
@@ -88,12 +92,13 @@ def _write(
     directory: Path,
     workers: int,
     max_bad: int | None,
+    image_seconds: float,
     progress: ProgressBar,
 ) -> Manifest:
     index = _journalled(prep, source, directory, progress)
     rows = index.summary.rows
     allowed = max(20, math.ceil(rows / 1000)) if max_bad is None else max_bad
-    run = Run(prep, index, directory, directory / JOURNAL, allowed)
+    run = Run(prep, index, directory, directory / JOURNAL, allowed, image_seconds)
     with progress("prepare", rows, "images") as advance:
         run.write(workers, advance)
     result = conclude(run, source.layout, _versions())
@@ -165,9 +170,11 @@ def _unchanged(
 def _adopt(folder: Path) -> None:
     """Let the index in `folder`/again, once it has been saved, take the place of that in `folder`;
     whoever is killed meanwhile goes on here. Its summary comes last: until then it is whole.
+    Verdicts are by place, and places have changed.
     """
     again = folder / _AGAIN
     if (again / "index.json").exists():
+        (folder / verdicts.NAME).unlink(missing_ok=True)
         for path in sorted(again.iterdir(), key=lambda path: path.name == "index.json"):
             path.replace(folder / path.name)
         sync_directory(folder)

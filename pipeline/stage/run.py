@@ -35,6 +35,7 @@ from pipeline.stage.pool import Pool
 from pipeline.stage.samples import Outcomes
 from pipeline.stage.tally import SHOWN_BAD, Tally
 from pipeline.stage.tasks import Part, chunk_images, probe, slot_bytes, tasks
+from pipeline.stage.verdicts import Verdicts
 from pipeline.stage.worker import Chunk, Task
 
 WRITING_THREADS = 8  # at most; hashing and writing leave Python's lock
@@ -47,10 +48,16 @@ class Run:
     """One run, from where the journal in `work` says that the last one was."""
 
     def __init__(
-        self, prep: Preparation, index: Index, directory: Path, work: Path, max_bad: int
+        self,
+        prep: Preparation,
+        index: Index,
+        directory: Path,
+        work: Path,
+        max_bad: int,
+        image_seconds: float,
     ) -> None:
         self.prep, self.index, self.directory, self.work = prep, index, directory, work
-        self.max_bad = max_bad
+        self.max_bad, self.image_seconds = max_bad, image_seconds
         self.tally = Tally.zero(prep)
         self.reasons: dict[int, str] = {}
         self.files: dict[str, dict[str, int | str]] = {}
@@ -108,7 +115,9 @@ class Run:
             commits = Commits(journal, partial(self._record, writers, outcomes), sync)
             stack.enter_context(closing(commits))
             if left:
-                pool = stack.enter_context(self._pool(min(workers, -(-left // size)), size))
+                verdicts = stack.enter_context(Verdicts(self.work))
+                processes = min(workers, -(-left // size))
+                pool = stack.enter_context(self._pool(processes, size, verdicts))
                 self._check_space(pool)
                 writing = min(WRITING_THREADS, workers // WORKERS_A_WRITING_THREAD)
                 self._write_chunks(pool, size, writers, outcomes, commits, advance, writing)
@@ -139,10 +148,16 @@ class Run:
             for k, mark in enumerate(marks)
         ]
 
-    def _pool(self, workers: int, size: int) -> Pool:
-        summary = self.index.summary
-        room = slot_bytes(self.prep, size)
-        return Pool(self.prep, self.index.root, summary.containers, workers, room)
+    def _pool(self, workers: int, size: int, verdicts: Verdicts) -> Pool:
+        return Pool(
+            self.prep,
+            self.index.root,
+            self.index.summary.containers,
+            workers,
+            slot_bytes(self.prep, size),
+            verdicts,
+            self.image_seconds,
+        )
 
     def _check_space(self, pool: Pool) -> None:
         """Reckon from a few images what the shards will take; SourceError if it cannot fit."""

@@ -122,7 +122,9 @@ def _task(
     """Places and data: in the order of the rows. All or none are read here."""
     ordered = [places[i] for i in part.order]
     fed = [read for i in part.order if (read := data[i]) is not None]
-    return Task(number, ordered, measured, int((part.splits == 0).sum()), fed or None)
+    ids = part.rows["id"].take(pa.array(part.order)).to_pylist()
+    train = int((part.splits == 0).sum())
+    return Task(number, ordered, measured, train, fed or None, ids=ids)
 
 
 def _ahead(work: Iterable[Work]) -> Generator[Work, None, None]:

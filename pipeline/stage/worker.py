@@ -4,11 +4,16 @@ Runs in worker processes, which share a block of memory with the parent: payload
 there, only sizes and sums are pickled.
 """
 
+import ctypes
+import os
 import queue
+import resource
+import signal
 import threading
 import traceback
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,8 +31,11 @@ from pipeline.planes.splitter import Splitter
 from pipeline.preparation import Preparation
 from pipeline.sources.index import Container, Place
 from pipeline.sources.reading import Reader
+from pipeline.stage.shared import BETWEEN, DECODING, READING, Step
 
 ERROR_UNIT = 1 << 20
+OUT_OF_MEMORY = 70  # exit status of a worker that could not get what an image needs
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 Inbox = queue.SimpleQueue["tuple[Task, int] | MemoryError | None"]
 
 
@@ -36,6 +44,8 @@ class Task:
     """Samples to work on. `measured`: whether to measure the PSNR of each. train: so many of them,
     the first ones, belong to the split train. data: the bytes of each, where the parent has read
     them; they travel in shared memory where there is room, and `sizes` says how long each is.
+    refused: reasons of samples that are to be left out, by position. trial: positions to try one
+    by one before the work begins, as it has ended badly before. ids: for people.
     """
 
     number: int
@@ -44,6 +54,9 @@ class Task:
     train: int
     data: list[bytes] | None = None
     sizes: list[int] | None = None
+    refused: dict[int, str] = field(default_factory=dict)
+    trial: list[int] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -116,10 +129,10 @@ class Chunk:
 
 
 class Processor:
-    """Everything a worker needs for one preparation."""
+    """Everything a worker needs for one preparation. at: is told of each step."""
 
-    def __init__(self, prep: Preparation, reader: Reader) -> None:
-        self.prep, self.reader = prep, reader
+    def __init__(self, prep: Preparation, reader: Reader, at: Callable[[Step], None]) -> None:
+        self.prep, self.reader, self.at = prep, reader, at
         self.encode, self.payloads = encoder(prep), Payloads(prep.splits)
         self.splitter = Splitter(prep) if prep.splits > 1 else None
         self.planes = self.splitter.empty() if self.splitter else None
@@ -133,15 +146,26 @@ class Processor:
 
     def process(self, task: Task, room: NDArray[np.uint8]) -> Chunk:
         """The chunk; its payloads lie in `room` if they fit."""
+        for i in task.trial:
+            self._chunk(task, room, [i])
+        return self._chunk(task, room, range(len(task.places)))
+
+    def _chunk(self, task: Task, room: NDArray[np.uint8], chosen: Sequence[int]) -> Chunk:
         prep = self.prep
         self.payloads.start(room)
         train, rest, errors = Moments.zero(prep), Moments.zero(prep), Errors.zero(prep)
         shapes = np.zeros((len(task.places), 2), np.int32)
         reasons: list[str | None] = []
         stored_shapes = []
-        for i, (place, measured) in enumerate(zip(task.places, task.measured, strict=True)):
+        for i in chosen:
+            if i in task.refused:
+                reasons.append(task.refused[i])
+                continue
+            place = task.places[i]
             try:
+                self.at(Step(task.number, i, READING))
                 data = self.reader.read(place) if task.data is None else task.data[i]
+                self.at(Step(task.number, i, DECODING))
                 pixels, shapes[i] = load(data, prep, self.reader.containers[place.file].shape)
                 self._store(pixels, train if i < task.train else rest)
             except BadImageError as error:
@@ -151,8 +175,9 @@ class Processor:
             stored_shapes.append(
                 pixels.shape[:2] if self.splitter is None else prep.plane_shape[1:]
             )
-            if measured:
+            if task.measured[i]:
                 errors.add(self._measure(pixels))
+        self.at(Step(task.number, 0, BETWEEN))
         sizes = np.ascontiguousarray(self.payloads.sizes().T)
         shape_table = np.array(stored_shapes, np.int32).reshape(-1, 2)
         inline = None if self.payloads.lent else self.payloads.rows.tobytes()
@@ -198,45 +223,84 @@ def _squares(values: NDArray[np.float32]) -> int:
 
 def work(
     connection: Connection,
+    seat: int,
     memory: Any,
     prep: Preparation,
     root: Path,
     containers: list[Container],
     startup: Any,
+    most_bytes: int,
 ) -> None:
-    """The main loop of a worker: (task, slot) in, Chunk or an error message out.
+    """The main loop of a worker: None when it has started, then (task, slot) in, Chunk out; in
+    place of either an error message.
 
-    memory, startup: SharedMemory and StartupErrors of the pool. Ends when the parent closes its
+    seat: its number among the workers. memory, startup: SharedMemory and StartupErrors of the pool.
+    most_bytes: of memory beyond what it has once it has started. Ends when the parent closes its
     end or dies.
     """
     startup.over()
+    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)  # also when it hangs
     threadpoolctl.threadpool_limits(1)  # workers are the parallelism; BLAS threads would fight
-    processor = Processor(prep, Reader(root, containers))
-    with suppress(Exception):  # the first task meets the same, and reports it
+    shared = memory.open()
+
+    def at(step: Step) -> None:
+        shared.steps[seat] = step.packed()
+
+    def start() -> Processor:
+        processor = Processor(prep, Reader(root, containers), at)
         processor.warm_up()
-    slots = memory.open()
+        return processor
+
+    try:
+        started = _attempt(start)
+    except MemoryError as error:
+        started = f"out of memory ({error or 'no reason given'}): try fewer --workers"
+    try:
+        connection.send(started if isinstance(started, str) else None)
+        if not isinstance(started, str):
+            _limit_memory(most_bytes)
+            _serve(connection, started, shared)
+    except MemoryError:  # a process that has met it is not to be used further
+        os._exit(OUT_OF_MEMORY)
+    except OSError:  # the parent is gone
+        return
+
+
+def _serve(connection: Connection, processor: Processor, shared: Any) -> None:
+    """Tasks in, answers out, until there are no more."""
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     while (received := inbox.get()) is not None:
-        try:
-            if isinstance(received, MemoryError):
-                raise received
-            task, slot = received
-            room = slots[slot * memory.slot_bytes : (slot + 1) * memory.slot_bytes]
-            task.data = _fed(task, room)
-            answer: Chunk | str = processor.process(task, np.frombuffer(room, np.uint8))
-        except OSError as error:
-            answer = describe(error)
-        except MemoryError as error:
-            answer = f"out of memory ({error or 'no reason given'}): try fewer --workers"
-        except SpectralError as error:
-            answer = str(error)
-        except Exception:
-            answer = "our own bug in a worker, please report it:\n" + traceback.format_exc()
-        try:
-            connection.send(answer)
-        except OSError:
-            return
+        if isinstance(received, MemoryError):
+            raise received
+        task, slot = received
+        room = shared.slot(slot)
+        task.data = _fed(task, room)
+        do = partial(processor.process, task, np.frombuffer(room, np.uint8))
+        connection.send(_attempt(do))
+
+
+def _attempt(do: Callable[[], Any]) -> Any | str:
+    """What it returns, or what to tell of its error. A MemoryError is not caught."""
+    try:
+        return do()
+    except MemoryError:
+        raise
+    except OSError as error:
+        return describe(error)
+    except SpectralError as error:
+        return str(error)
+    except Exception:
+        return "our own bug in a worker, please report it:\n" + traceback.format_exc()
+
+
+def _limit_memory(more: int) -> None:
+    """So many bytes beyond those mapped now: one image must not take the memory of a machine."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = pages * resource.getpagesize() + more
+    limits = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
 
 
 def _receive(connection: Connection, inbox: Inbox) -> None:
