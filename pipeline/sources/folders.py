@@ -1,12 +1,14 @@
 """Folders of image files in, one folder a class."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import Source
 from pipeline.sources.index import Scan, some
+from pipeline.sources.junk import is_junk, junk_kind
 from pipeline.sources.names import class_names
 
 SOURCE_SPLITS = ("train", "val")
@@ -34,7 +36,7 @@ class ClassFolders(Source):
         classes = class_folder_names(folders["train"])
         _refuse_level_above(folders["train"], classes)
         for split, folder in folders.items():
-            names = class_folder_names(folder)
+            names = class_folder_names(folder, scan.junk)
             if stray := sorted(set(names) - set(classes)):
                 raise SourceError(
                     f"{folder} has classes that {folders['train']} lacks: {some(stray)}"
@@ -50,7 +52,7 @@ class ClassFolders(Source):
 
 
 def class_images(folder: Path, scan: Scan, *, required: bool) -> list[str]:
-    """Sorted paths within `folder`, at any depth; hidden files and folders are left out."""
+    """Sorted paths within `folder`, at any depth; hidden ones and the like are left out."""
     found = sorted(_walk(folder, scan))
     if not found and required:
         raise SourceError(f"{folder} is an empty class: add its images or remove the folder")
@@ -62,7 +64,7 @@ def _refuse_stray(root: Path, levels: list[str]) -> None:
     if not levels:
         return
     stray = [e.name for e in os.scandir(root) if e.is_dir() and e.name not in levels]
-    if stray := sorted(name for name in stray if not name.startswith(".")):
+    if stray := sorted(name for name in stray if not is_junk(name)):
         raise SourceError(
             f"{root} has {' and '.join(levels)} and also {some(stray)}: not known what they are; "
             "move them away or name a folder that holds only train and val"
@@ -72,7 +74,7 @@ def _refuse_stray(root: Path, levels: list[str]) -> None:
 def _refuse_level_above(folder: Path, classes: list[str]) -> None:
     """All folders of a data set would become one class."""
     inner = folder / classes[0]
-    entries = [entry for entry in os.scandir(inner) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(inner) if not is_junk(entry.name)]
     if len(classes) == 1 and entries and all(entry.is_dir() for entry in entries):
         raise SourceError(
             f"{folder} has one class, {inner.name}, of folders alone: "
@@ -81,9 +83,15 @@ def _refuse_level_above(folder: Path, classes: list[str]) -> None:
         )
 
 
-def class_folder_names(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`; SourceError for anything beside them."""
-    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+def class_folder_names(folder: Path, junk: Counter[str] | None = None) -> list[str]:
+    """Sorted names of the folders in `folder`; SourceError for anything beside them.
+
+    junk: counts what is passed over.
+    """
+    if junk is not None:
+        kinds = (junk_kind(name) for name in os.listdir(folder))
+        junk.update(found for found in kinds if found is not None)
+    entries = [e for e in os.scandir(folder) if not is_junk(e.name)]
     names = sorted(e.name for e in entries if e.is_dir())
     if not names:
         raise SourceError(f"{folder} has no class folders; {ClassFolders.looks_like}")
@@ -104,7 +112,8 @@ def _known_names(root: Path, classes: list[str]) -> dict[str, str] | None:
 def _walk(folder: Path, scan: Scan, within: str = "") -> Iterator[str]:
     scan.saw(folder)
     for entry in os.scandir(folder):
-        if entry.name.startswith("."):
+        if (junk := junk_kind(entry.name)) is not None:
+            scan.junk[junk] += 1
             continue
         if entry.is_file():
             yield within + entry.name

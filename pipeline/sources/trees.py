@@ -11,6 +11,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, only, subfolders
 from pipeline.sources.folders import class_folder_names, class_images
 from pipeline.sources.index import Scan, some
+from pipeline.sources.junk import is_junk
 from pipeline.sources.names import class_names
 
 SOLUTION = "LOC_val_solution.csv"
@@ -165,14 +166,14 @@ def _check_wnids(tree: Path, wnids: list[str]) -> None:
 def _refuse_outside(folder: Path, scan: Scan) -> None:
     """Images beside images/ would be left out in silence."""
     scan.saw(folder)
-    names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
     if stray := [n for n in names if n != "images" and not n.endswith("_boxes.txt")]:
         raise SourceError(f"{folder} has {some(stray)} beside images/: move them away or into it")
 
 
 def _add_nested(scan: Scan, folder: Path, wnids: list[str], split: str, inside: str = "") -> None:
     """Images of `folder/<wnid>[/inside]`, class by class in the order of `wnids`."""
-    there = set(class_folder_names(folder))
+    there = set(class_folder_names(folder, scan.junk))
     if stray := sorted(there - set(wnids)):
         raise SourceError(f"{folder} has classes that train lacks: {some(stray)}")
     scan.saw(folder)
