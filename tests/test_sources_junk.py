@@ -67,7 +67,7 @@ def test_a_name_that_only_holds_such_a_word_is_none_of_them() -> None:
     [
         (tarfile.LNKTYPE, "is a hard link, .*tar --hard-dereference"),
         (tarfile.SYMTYPE, "is a symbolic link, .*tar --dereference"),
-        (tarfile.FIFOTYPE, "is a device or a pipe"),
+        (tarfile.CHRTYPE, "is a device or a pipe"),
     ],
 )
 def test_what_is_no_plain_file_in_a_tar_comes_with_the_advice_that_helps(

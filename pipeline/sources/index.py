@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedError, SourceError
 from pipeline.files import sync_directory
+from pipeline.sources.alike import refuse_look_alikes
 from pipeline.sources.junk import counted
 
 SPLITS = ("train", "calib", "val", "test")
@@ -205,6 +206,7 @@ class Scan:
             raise SourceError(
                 f"{self.root}: images of {some(strange)}, which none of its {len(known)} classes is"
             )
+        refuse_look_alikes(self.root, known)
         self.summary.classes = known
         if names is not None:
             self.summary.names = [names.get(key, key) for key in known]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
+from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, only, subfolders
 from pipeline.sources.folders import class_folder_names, class_images
@@ -174,8 +175,7 @@ def _refuse_outside(folder: Path, scan: Scan) -> None:
 def _add_nested(scan: Scan, folder: Path, wnids: list[str], split: str, inside: str = "") -> None:
     """Images of `folder/<wnid>[/inside]`, class by class in the order of `wnids`."""
     there = set(class_folder_names(folder, scan.junk))
-    if stray := sorted(there - set(wnids)):
-        raise SourceError(f"{folder} has classes that train lacks: {some(stray)}")
+    refuse_unknown(folder, there, wnids, "train")
     scan.saw(folder)
     file = scan.container(folder, "folder")
     for wnid in (wnid for wnid in wnids if wnid in there):
@@ -193,8 +193,7 @@ def _add_flat(
     if not folder.is_dir():
         raise SourceError(f"{folder} is missing, but {said} names its images")
     of_class: dict[str, list[tuple[str, str, int, int]]] = {wnid: [] for wnid in wnids}
-    if strange := sorted(set(wnid_of.values()) - set(wnids)):
-        raise SourceError(f"{said} has classes that train lacks: {some(strange)}")
+    refuse_unknown(said, wnid_of.values(), wnids, "train")
     names = class_images(folder, scan, required=True)
     images: dict[str, str] = {}
     for name in names:
