@@ -184,7 +184,7 @@ def test_bad_images_are_quarantined_with_their_reasons(source: Path, tmp_path: P
         (lambda root: (root / "val" / "a").mkdir(parents=True), "no train/"),
         (lambda root: _touch(root / "train/a/1.jpg", root / "val/b/1.jpg"), "lacks: b"),
         (lambda root: _touch(root / "train/a/1.jpg", root / "train/1.jpg"), "beside its class"),
-        (lambda root: _touch(root / "train/a/1.jpg", root / "test/a/1.jpg"), "and also test"),
+        (lambda root: _touch(root / "train/a/1.jpg", root / "more/a/1.jpg"), "and also more"),
         (lambda root: _touch(root / "a/1.jpg"), "no image can be used"),
         (lambda root: (_touch(root / "a/1.jpg"), os.mkfifo(root / "a/2.jpg")), "no regular file"),
         (lambda root: (_touch(root / "a/1.jpg"), (root / "a/2").symlink_to("x")), "broken link"),

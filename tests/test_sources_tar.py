@@ -286,18 +286,6 @@ def test_a_damaged_header_in_the_middle_is_not_the_end(tmp_path: Path, whole: bo
     assert f"n01.tar is damaged near byte {at:,}" in message
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
-def test_links_and_devices_are_refused(tmp_path: Path, kind: bytes) -> None:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        entry = tarfile.TarInfo("x.JPEG")
-        entry.type, entry.linkname = kind, "/etc/passwd"
-        tar.addfile(entry)
-    (tmp_path / "tars").mkdir()
-    (tmp_path / "tars" / "n01.tar").write_bytes(file.getvalue())
-    assert "x.JPEG is a link" in refused(tmp_path / "tars", tmp_path / "scan")
-
-
 def member(name: str, size: int) -> bytes:
     """A header with a right checksum, whatever the size; below 0 it is a signed base-256 number."""
     header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))

@@ -10,6 +10,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.base import Source
 from pipeline.sources.gzipped import Gunzip, is_gzip, points_of
 from pipeline.sources.index import Scan, some
+from pipeline.sources.junk import is_junk, junk_kind
 from pipeline.sources.names import FILES, class_names
 from pipeline.sources.tar import Stream, class_images, first_members, open_tar, tars_in, walk
 
@@ -31,20 +32,20 @@ class ClassTars(Source):
         """Sorted by class; within a class as packed."""
         tars = tars_in(self.root)
         taken = {path.name for path in tars}
+        kinds = (junk_kind(entry.name) for entry in os.scandir(self.root))
+        scan.junk.update(kind for kind in kinds if kind is not None)
         _say_left_out(
             str(self.root),
             sorted(
                 entry.name
                 for entry in os.scandir(self.root)
-                if not entry.name.startswith(".")
-                and entry.name not in FILES
-                and entry.name not in taken
+                if not is_junk(entry.name) and entry.name not in FILES and entry.name not in taken
             ),
         )
         scan.saw(self.root)
         for path in tars:
             with open_tar(path) as stream:
-                members = list(walk(stream, str(path)))
+                members = list(walk(stream, str(path), junk=scan.junk))
             if any(member.name.endswith(".tar") for member in members):
                 raise SourceError(
                     f"{path} holds tars, not the images of a class: if it is the archive of all "
@@ -94,7 +95,7 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
     """List the images of every `<class>.tar` in the tar that `stream` is; the classes."""
     classes: set[str] = set()
     left_out = []
-    for outer in walk(stream, str(path)):
+    for outer in walk(stream, str(path), junk=scan.junk):
         if not outer.name.endswith(".tar"):
             left_out.append(outer.name)
             continue
@@ -102,7 +103,7 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
         if outer.stem in classes:
             raise SourceError(f"{where} comes twice in it")
         classes.add(outer.stem)
-        members = list(walk(stream, where, outer.offset, outer.size))
+        members = list(walk(stream, where, outer.offset, outer.size, junk=scan.junk))
         scan.add_class(outer.stem, class_images(members, where, f"{outer.name}/"), file)
     if not classes:
         raise SourceError(f"{path} holds no <class>.tar; {WholeTar.looks_like}")
@@ -116,4 +117,4 @@ def _say_left_out(where: str, names: list[str]) -> None:
 
 
 def _visible_folder(entry: "os.DirEntry[str]") -> bool:
-    return entry.is_dir() and not entry.name.startswith(".")
+    return entry.is_dir() and not is_junk(entry.name)

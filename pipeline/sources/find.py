@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.sources.index import some
+from pipeline.sources.junk import is_junk
 
 _FEW = 16
 
@@ -19,10 +20,10 @@ def only(root: Path, found: Sequence[Path]) -> Path:
 
 
 def subfolders(root: Path) -> list[Path]:
-    """Sorted folders in `root`, without hidden ones; none if it is a file."""
+    """Sorted folders in `root`, without hidden ones and the like; none if it is a file."""
     if not root.is_dir():
         return []
-    found = [e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")]
+    found = [e.name for e in os.scandir(root) if e.is_dir() and not is_junk(e.name)]
     return [root / name for name in sorted(found)]
 
 
@@ -33,8 +34,8 @@ def few_subfolders(root: Path) -> list[Path]:
 
 
 def visible_files(root: Path) -> list[Path]:
-    """Sorted files of a folder but hidden ones."""
-    return sorted(p for p in root.iterdir() if p.is_file() and not p.name.startswith("."))
+    """Sorted files of a folder but hidden ones and the like."""
+    return sorted(p for p in root.iterdir() if p.is_file() and not is_junk(p.name))
 
 
 def natural(name: str) -> list[int | str]:

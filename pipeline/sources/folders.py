@@ -1,22 +1,27 @@
 """Folders of image files in, one folder a class."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
+from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
 from pipeline.sources.index import Scan, some
+from pipeline.sources.junk import is_junk, junk_kind
+from pipeline.sources.levels import of_test, split_folders, split_of
 from pipeline.sources.names import class_names
-
-SOURCE_SPLITS = ("train", "val")
 
 
 class ClassFolders(Source):
-    """`{train,val}/<class>/*`, or `<class>/*`, which is all train. Labels: sorted names."""
+    """`{train,val,test}/<class>/*`, or `<class>/*`, which is all train. Labels: sorted names."""
 
     layout = "class-folders"
-    looks_like = "a folder with {train,val}/<class>/<image>, or with <class>/<image> (all train)"
+    looks_like = (
+        "a folder with {train,val,test}/<class>/<image> (also training, valid, validation, "
+        "testing, in any case), or with <class>/<image> (all train)"
+    )
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -25,20 +30,14 @@ class ClassFolders(Source):
 
     def scan(self, scan: Scan) -> None:
         """Sorted by split, class, then path within the class folder."""
-        levels = [split for split in SOURCE_SPLITS if (self.root / split).is_dir()]
-        if levels and "train" not in levels:
-            raise SourceError(f"{self.root} has {levels[0]}/ but no train/; {self.looks_like}")
-        _refuse_stray(self.root, levels)
+        levels = split_folders(self.root)
+        folders = levels or {"train": self.root}
         scan.saw(self.root)
-        folders = {split: self.root / split for split in levels} or {"train": self.root}
         classes = class_folder_names(folders["train"])
         _refuse_level_above(folders["train"], classes)
-        for split, folder in folders.items():
-            names = class_folder_names(folder)
-            if stray := sorted(set(names) - set(classes)):
-                raise SourceError(
-                    f"{folder} has classes that {folders['train']} lacks: {some(stray)}"
-                )
+        for split, folder in of_test(folders, classes).items():
+            names = class_folder_names(folder, scan.junk)
+            refuse_unknown(folder, names, classes, str(folders["train"]))
             scan.saw(folder)
             file = scan.container(folder, "folder")
             for name in names:
@@ -50,43 +49,44 @@ class ClassFolders(Source):
 
 
 def class_images(folder: Path, scan: Scan, *, required: bool) -> list[str]:
-    """Sorted paths within `folder`, at any depth; hidden files and folders are left out."""
+    """Sorted paths within `folder`, at any depth; hidden ones and the like are left out."""
     found = sorted(_walk(folder, scan))
     if not found and required:
         raise SourceError(f"{folder} is an empty class: add its images or remove the folder")
     return found
 
 
-def _refuse_stray(root: Path, levels: list[str]) -> None:
-    """Folders beside train/ and val/ would be left out in silence: say so instead."""
-    if not levels:
-        return
-    stray = [e.name for e in os.scandir(root) if e.is_dir() and e.name not in levels]
-    if stray := sorted(name for name in stray if not name.startswith(".")):
-        raise SourceError(
-            f"{root} has {' and '.join(levels)} and also {some(stray)}: not known what they are; "
-            "move them away or name a folder that holds only train and val"
-        )
-
-
 def _refuse_level_above(folder: Path, classes: list[str]) -> None:
     """All folders of a data set would become one class."""
     inner = folder / classes[0]
-    entries = [entry for entry in os.scandir(inner) if not entry.name.startswith(".")]
+    entries = [entry for entry in os.scandir(inner) if not is_junk(entry.name)]
     if len(classes) == 1 and entries and all(entry.is_dir() for entry in entries):
         raise SourceError(
             f"{folder} has one class, {inner.name}, of folders alone: "
-            f"{some(sorted(entry.name for entry in entries))}. If those are the classes, use "
-            f"--source {inner}"
+            f"{some(sorted(entry.name for entry in entries))}. If those are the classes or splits, "
+            f"use --source {inner}"
         )
 
 
-def class_folder_names(folder: Path) -> list[str]:
-    """Sorted names of the folders in `folder`; SourceError for anything beside them."""
-    entries = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+_FLAT_VAL = (
+    ". If it is ImageNet's val: the official tar beside its devkit is read as it is, and so is "
+    "Kaggle's tree, whose CSV says the classes"
+)
+
+
+def class_folder_names(folder: Path, junk: Counter[str] | None = None) -> list[str]:
+    """Sorted names of the folders in `folder`; SourceError for anything beside them.
+
+    junk: counts what is passed over.
+    """
+    if junk is not None:
+        kinds = (junk_kind(name) for name in os.listdir(folder))
+        junk.update(found for found in kinds if found is not None)
+    entries = [e for e in os.scandir(folder) if not is_junk(e.name)]
     names = sorted(e.name for e in entries if e.is_dir())
     if not names:
-        raise SourceError(f"{folder} has no class folders; {ClassFolders.looks_like}")
+        flat = _FLAT_VAL if entries and split_of(folder.name) == "val" else ""
+        raise SourceError(f"{folder} has no class folders; {ClassFolders.looks_like}{flat}")
     if files := sorted(e.name for e in entries if not e.is_dir()):
         raise SourceError(
             f"{folder} has files beside its class folders: {some(files)}; "
@@ -104,7 +104,8 @@ def _known_names(root: Path, classes: list[str]) -> dict[str, str] | None:
 def _walk(folder: Path, scan: Scan, within: str = "") -> Iterator[str]:
     scan.saw(folder)
     for entry in os.scandir(folder):
-        if entry.name.startswith("."):
+        if (junk := junk_kind(entry.name)) is not None:
+            scan.junk[junk] += 1
             continue
         if entry.is_file():
             yield within + entry.name

@@ -76,7 +76,7 @@ _FROM = " from image-net.org (ILSVRC 2012, after registering)"
 def _scan_val(path: Path, devkit: Devkit, scan: Scan) -> None:
     """The line of the ground truth is the place of an image among the sorted names."""
     with open_tar(path) as stream:
-        members = list(walk(stream, str(path)))
+        members = list(walk(stream, str(path), junk=scan.junk))
     refuse_twice((member.base for member in members), str(path))
     if len(members) != len(devkit.truth):
         raise SourceError(

@@ -31,7 +31,7 @@ class ImageNetV2Tar(Source):
         """As packed."""
         seen: set[tuple[str, str]] = set()
         with scanned(self.root, scan) as (stream, file):
-            for member in walk(stream, str(self.root)):
+            for member in walk(stream, str(self.root), junk=scan.junk):
                 key = self._key(member.name)
                 if (key, member.base) in seen:
                     raise SourceError(f"{self.root}: {member.name} comes twice in it")

@@ -7,7 +7,9 @@ record batches. A scan holds what the source lists, an index what is made of it
 
 import hashlib
 import json
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +20,8 @@ import pyarrow as pa
 
 from pipeline.errors import DamagedError, SourceError
 from pipeline.files import sync_directory
+from pipeline.sources.alike import refuse_look_alikes
+from pipeline.sources.junk import counted
 
 SPLITS = ("train", "calib", "val", "test")
 BATCH_ROWS = 1 << 16
@@ -34,6 +38,7 @@ ROWS = pa.schema(
     ]
 )
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,7 @@ class Scan:
         self._writer = RowWriter(folder / "scan.arrow")
         self.train_counts: list[int] = []
         self.has_val = False
+        self.junk: Counter[str] = Counter()  # what was passed over, by its kind
 
     def container(self, path: Path, kind: str, **more: Any) -> int:
         """Number of a new container, for `file` of `add`."""
@@ -193,11 +199,14 @@ class Scan:
         """All is listed. classes: keys by label, sorted keys if not said; names: by key."""
         self._flush()
         self._writer.close()
+        if self.junk:
+            log.warning("%s: left out, as they are no images: %s", self.root, counted(self.junk))
         known = sorted(self._ordinals) if classes is None else list(classes)
         if strange := sorted(set(self._ordinals) - set(known)):
             raise SourceError(
                 f"{self.root}: images of {some(strange)}, which none of its {len(known)} classes is"
             )
+        refuse_look_alikes(self.root, known)
         self.summary.classes = known
         if names is not None:
             self.summary.names = [names.get(key, key) for key in known]

@@ -11,6 +11,7 @@ from pipeline.sources.idx import Idx
 from pipeline.sources.ilsvrc import IlsvrcTars
 from pipeline.sources.imagenetv2 import ImageNetV2Tar
 from pipeline.sources.index import some
+from pipeline.sources.junk import is_junk
 from pipeline.sources.parquet import Parquet
 from pipeline.sources.trees import ImageNetV2, Kaggle, TinyImageNet
 from pipeline.sources.webdataset import WebDataset
@@ -47,7 +48,7 @@ def recognise(root: Path) -> Source:
 
 def _only_file(root: Path) -> list[Path]:
     """The one file that a folder holds: a download in a folder of its own."""
-    found = [path for path in root.iterdir() if path.name[0] != "."] if root.is_dir() else []
+    found = [path for path in root.iterdir() if not is_junk(path.name)] if root.is_dir() else []
     return found if len(found) == 1 and found[0].is_file() else []
 
 

@@ -8,6 +8,7 @@ error, as is an archive that is cut short.
 import io
 import os
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 
 from pipeline.errors import SourceError
 from pipeline.sources.gzipped import DamagedGzipError, Gunzip, is_gzip
+from pipeline.sources.junk import is_junk, junk_in
 
 Image = tuple[str, str, int, int]  # name, member, offset, size: as Scan.add_class takes them
 _BLOCK = tarfile.BLOCKSIZE
@@ -94,12 +96,19 @@ class _Window:
         return stop if self._size is None else min(stop, self._start + self._size)
 
 
-def walk(stream: Stream, where: str, start: int = 0, size: int | None = None) -> Iterator[Member]:
+def walk(
+    stream: Stream,
+    where: str,
+    start: int = 0,
+    size: int | None = None,
+    junk: Counter[str] | None = None,
+) -> Iterator[Member]:
     """Regular files of the tar that is `size` bytes from `start` of `stream`, in their order.
 
-    Folders and hidden files (`.name`, as macOS adds `._name`) are left out. where: for errors,
-    which name it. SourceError for links, devices, sparse files, and any damage.
+    Folders are left out, and what `pipeline.sources.junk` knows, which is counted in `junk`.
+    where: for errors, which name it. SourceError for links, devices, sparse files, and any damage.
     """
+    found = Counter() if junk is None else junk
     window, end = _Window(stream, start, size), start
     try:
         tar: Any = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
@@ -109,7 +118,9 @@ def walk(stream: Stream, where: str, start: int = 0, size: int | None = None) ->
             if entry.size < 0 or start + entry.offset_data < end:
                 raise tarfile.ReadError(f"{entry.name!r} of {entry.size:,} bytes")
             end = start + entry.offset_data + entry.size
-            if not entry.isdir() and not _hidden(entry.name):
+            if (passed := junk_in(entry.name)) is not None:
+                found[passed] += 1
+            elif not entry.isdir():
                 yield _member(entry, where, start)
     except (tarfile.TarError, ValueError) as error:
         raise _trouble(window, where, end, str(error)) from error
@@ -133,18 +144,21 @@ def _refuse_more(window: _Window, where: str) -> None:
             )
 
 
-def _hidden(name: str) -> bool:
-    *folders, base = name.split("/")
-    hidden = [part for part in folders if part.startswith(".") and part not in (".", "..")]
-    return bool(hidden) or base.startswith(".")
+_NOT_PLAIN = (
+    (tarfile.TarInfo.islnk, "a hard link", "tar --hard-dereference"),
+    (tarfile.TarInfo.issym, "a symbolic link", "tar --dereference"),
+    (tarfile.TarInfo.issparse, "a sparse file", "tar without --sparse"),
+    (lambda entry: not entry.isreg(), "a device or a pipe", "without it"),
+)
 
 
 def _member(entry: tarfile.TarInfo, where: str, start: int) -> Member:
-    if not entry.isreg() or entry.issparse():
-        raise SourceError(
-            f"{where}: {entry.name} is a link, a device or a sparse file, not a plain one: "
-            "pack the archive with the files themselves (tar --dereference)"
-        )
+    for is_one, what, advice in _NOT_PLAIN:
+        if is_one(entry):
+            raise SourceError(
+                f"{where}: {entry.name} is {what}, not a plain file: pack the archive with the "
+                f"files themselves ({advice})"
+            )
     return Member(entry.name, start + entry.offset_data, entry.size)
 
 
@@ -196,7 +210,7 @@ def tars_in(folder: Path) -> list[Path]:
     """Sorted visible `*.tar` of a folder; none if it is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.glob("*.tar") if p.is_file() and not p.name.startswith("."))
+    return sorted(p for p in folder.glob("*.tar") if p.is_file() and not is_junk(p.name))
 
 
 def class_images(members: Sequence[Member], where: str, prefix: str = "") -> list[Image]:

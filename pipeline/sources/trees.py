@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
+from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, only, subfolders
 from pipeline.sources.folders import class_folder_names, class_images
 from pipeline.sources.index import Scan, some
+from pipeline.sources.junk import is_junk
 from pipeline.sources.names import class_names
 
 SOLUTION = "LOC_val_solution.csv"
@@ -165,16 +167,15 @@ def _check_wnids(tree: Path, wnids: list[str]) -> None:
 def _refuse_outside(folder: Path, scan: Scan) -> None:
     """Images beside images/ would be left out in silence."""
     scan.saw(folder)
-    names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
+    names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
     if stray := [n for n in names if n != "images" and not n.endswith("_boxes.txt")]:
         raise SourceError(f"{folder} has {some(stray)} beside images/: move them away or into it")
 
 
 def _add_nested(scan: Scan, folder: Path, wnids: list[str], split: str, inside: str = "") -> None:
     """Images of `folder/<wnid>[/inside]`, class by class in the order of `wnids`."""
-    there = set(class_folder_names(folder))
-    if stray := sorted(there - set(wnids)):
-        raise SourceError(f"{folder} has classes that train lacks: {some(stray)}")
+    there = set(class_folder_names(folder, scan.junk))
+    refuse_unknown(folder, there, wnids, "train")
     scan.saw(folder)
     file = scan.container(folder, "folder")
     for wnid in (wnid for wnid in wnids if wnid in there):
@@ -192,8 +193,7 @@ def _add_flat(
     if not folder.is_dir():
         raise SourceError(f"{folder} is missing, but {said} names its images")
     of_class: dict[str, list[tuple[str, str, int, int]]] = {wnid: [] for wnid in wnids}
-    if strange := sorted(set(wnid_of.values()) - set(wnids)):
-        raise SourceError(f"{said} has classes that train lacks: {some(strange)}")
+    refuse_unknown(said, wnid_of.values(), wnids, "train")
     names = class_images(folder, scan, required=True)
     images: dict[str, str] = {}
     for name in names:

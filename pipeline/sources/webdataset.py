@@ -109,7 +109,7 @@ def _scan_shard(shard: Path, split: str, root: Path, scan: Scan, counts: Counter
     file = scan.container(shard, "bytes")
     samples: dict[str, Sample] = {}
     with open_tar(shard) as stream:
-        for member in walk(stream, str(shard)):
+        for member in walk(stream, str(shard), junk=scan.junk):
             _take(member, samples, stream.fileno(), shard)
     if not samples:
         raise SourceError(f"{shard} has no samples: download it again or remove it")
