@@ -171,7 +171,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 
 
 @main.command()
-@click.option("--shard", "shards", required=True, help="7, 0-3, 3,5 or all.")
+@click.option("--shard", "shards", required=True, help="7, 0-3, 3,5, all; 0+1+2: together.")
 @data_options
 @click.option("--recipe", help="A recipe's name or file [default: the data set's].")
 @click.option(

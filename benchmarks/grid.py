@@ -11,7 +11,7 @@ from typing import Any
 
 # The folder of prepared data by name: what `spectral prepare cifar10` is given
 DATA: dict[str, dict[str, Any]] = {
-    "whole": {"splits": 1},
+    "whole": {"splits": 1, "codec": "raw"},
     "sub4": {"splits": 4},
     "sub4-dct2": {"splits": 4, "transform": "dct2"},
     "sub4-none": {"splits": 4, "transform": "none"},
