@@ -9,6 +9,7 @@ from pipeline.sources.class_tars import ClassTars, WholeTar
 from pipeline.sources.folders import ClassFolders
 from pipeline.sources.idx import Idx
 from pipeline.sources.ilsvrc import IlsvrcTars
+from pipeline.sources.imagenet21kp import ImageNet21KP, ImageNet21KPTar
 from pipeline.sources.imagenetv2 import ImageNetV2Tar
 from pipeline.sources.index import some
 from pipeline.sources.junk import is_junk
@@ -24,10 +25,12 @@ LAYOUTS: tuple[type[Source], ...] = (  # the first that recognises a path has it
     Kaggle,
     TinyImageNet,
     ImageNetV2,
+    ImageNet21KP,
     IlsvrcTars,
     WebDataset,
     ClassTars,
     ImageNetV2Tar,
+    ImageNet21KPTar,
     WholeTar,
     ClassFolders,
 )
