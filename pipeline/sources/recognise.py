@@ -14,7 +14,8 @@ from pipeline.sources.imagenetv2 import ImageNetV2Tar
 from pipeline.sources.index import some
 from pipeline.sources.junk import is_junk
 from pipeline.sources.parquet import Parquet
-from pipeline.sources.trees import ImageNetV2, Kaggle, TinyImageNet
+from pipeline.sources.tiny import TinyImageNet
+from pipeline.sources.trees import ImageNetV2, Kaggle
 from pipeline.sources.webdataset import WebDataset
 
 LAYOUTS: tuple[type[Source], ...] = (  # the first that recognises a path has it
