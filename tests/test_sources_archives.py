@@ -1,7 +1,6 @@
-"""Archives of archives: class tars, one whole tar in gzip, ImageNet-V2, WebDataset."""
+"""Archives of archives: class tars, one whole tar in gzip, ImageNet-V2."""
 
 import gzip
-import json
 import random
 import tarfile
 from pathlib import Path
@@ -296,109 +295,6 @@ def test_imagenetv2_with_a_strange_folder(tmp_path: Path, name: str) -> None:
     path = tmp_path / "v2.tar"
     path.write_bytes(packed({"imagenetv2/1/x.jpeg": b"1", name: b"2"}))
     assert name in refused(path, tmp_path / "scan")
-
-
-# --- WebDataset ---------------------------------------------------------------------------------
-
-
-def shard(labels: dict[str, int], suffix: str = "jpg", label: str = "cls") -> tuple[bytes, Files]:
-    """A shard, and its images by key."""
-    images = dict(zip(labels, jpegs(len(labels)), strict=True))
-    files: list[tuple[str, bytes]] = []
-    for key, number in labels.items():
-        text = str(number) if label == "cls" else json.dumps({"label": number, "caption": "x"})
-        pair = [(f"{key}.{suffix}", images[key]), (f"{key}.{label}", text.encode())]
-        files += [*reversed(pair), (f"{key}.txt", b"words")] if label == "cls" else pair
-    return packed(files), images
-
-
-def test_webdataset_shards_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    root, expected, labels = tmp_path / "wds", {}, {}
-    root.mkdir()
-    for split, number, label in (("train", 10, "cls"), ("train", 9, "json"), ("val", 0, "cls")):
-        content, images = shard({"a0": 3, "dir/b": 0, "c": number}, label=label)
-        stem = f"imagenet-{'validation' if split == 'val' else split}-{number}"
-        (root / f"{stem}.tar").write_bytes(content)
-        for (key, data), k in zip(images.items(), (3, 0, number), strict=True):
-            expected[f"{split}/{k}/{stem}/{key}"] = data
-            labels[f"{split}/{k}/{stem}/{key}"] = k
-    found = listed(root, tmp_path / "scan")
-    assert found.layout == "webdataset"
-    assert found.images == expected
-    assert found.labels == labels
-    assert found.summary.classes == [str(i) for i in range(11)]
-    assert [i.split("/")[2] for i in found.images][::3] == [
-        "imagenet-train-9", "imagenet-train-10", "imagenet-validation-0"
-    ]  # fmt: skip
-
-
-def test_webdataset_folders_of_splits_and_a_test_split(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    root = tmp_path / "wds"
-    for folder in ("train", "val", "test"):
-        (root / folder).mkdir(parents=True)
-        (root / folder / "00.tar").write_bytes(shard({"k": 1}, "png")[0])
-    found = listed(root, tmp_path / "scan")
-    assert set(found.images) == {"train/1/00/k", "val/1/00/k"}
-    assert "test split is left out" in caplog.text
-
-
-def test_webdataset_says_what_it_leaves_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    root = tmp_path / "wds"
-    for path in ("train-0.tar", "train/1.tar", "more/2.tar"):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(shard({"k": 1})[0])
-    (root / "train" / "3.tar.part").write_bytes(b"")
-    found = listed(root, tmp_path / "scan")
-    assert len(found.images) == 2
-    assert "no shards: train/3.tar.part, more" in caplog.text
-
-
-def test_webdataset_without_splits_is_all_train(tmp_path: Path) -> None:
-    root = tmp_path / "wds"
-    root.mkdir()
-    (root / "0000.tar").write_bytes(shard({"k": 1, "l": 1, "m": 0}, "webp")[0])
-    (root / "0001.tar").write_bytes(shard({"k": 1}, "JPEG")[0])
-    found = listed(root, tmp_path / "scan")
-    assert found.ranks == {
-        "train/1/0000/k": 0, "train/1/0000/l": 1, "train/0/0000/m": 0, "train/1/0001/k": 2
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"k.jpg": b"1"}, "the key k has no label"),
-        ({"k.jpg": b"1", "k.json": b'{"width": 3}'}, "the key k has no label"),
-        ({"k.cls": b"1"}, "the key k has no image"),
-        ({"k.jpg": b"1", "k.cls": b"n01"}, "no whole number"),
-        ({"k.jpg": b"1", "k.cls": b"-1"}, "the label -1"),
-        ({"k.jpg": b"1", "k.json": b'{"label": "n01"}'}, "the label 'n01'"),
-        ({"k.jpg": b"1", "k.json": b"{"}, "no JSON"),
-        ({"k.jpg": b"1", "k.png": b"1", "k.cls": b"1"}, "two images of the key k"),
-        ({"readme.txt": b"1"}, "no samples"),
-        ({"k.v2.jpg": b"1", "k.v2.cls": b"1"}, "the key k has no image"),
-    ],
-)
-def test_webdataset_names_key_and_shard(tmp_path: Path, files: Files, expected: str) -> None:
-    root = tmp_path / "wds"
-    root.mkdir()
-    (root / "0000.tar").write_bytes(shard({"a": 1})[0])
-    (root / "0001.tar").write_bytes(packed(files))
-    message = refused(root, tmp_path / "scan")
-    assert expected in message
-    assert "0001.tar" in message
-
-
-def test_webdataset_with_shards_of_no_split_among_others(tmp_path: Path) -> None:
-    root = tmp_path / "wds"
-    root.mkdir()
-    for name in ("train-0.tar", "more.tar"):
-        (root / name).write_bytes(shard({"a": 1})[0])
-    assert "more.tar" in refused(root, tmp_path / "scan")
 
 
 def test_a_tar_is_known_by_the_checksum_of_its_header(tmp_path: Path) -> None:

@@ -210,6 +210,50 @@ def test_tiny_imagenet_is_read_as_it_unpacks(
     assert "test has no labels: left out" in caplog.text
 
 
+def sort_val(root: Path, form: str, keep_images: bool = True) -> None:
+    """Into folders of classes, as scripts do it."""
+    for line in (root / "val" / "val_annotations.txt").read_text().splitlines():
+        name, wnid = line.split("\t")[:2]
+        folder = root / form.format(wnid)
+        folder.mkdir(parents=True, exist_ok=True)
+        (root / "val" / "images" / name).rename(folder / name)
+    if not keep_images:
+        (root / "val" / "images").rmdir()
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+@pytest.mark.parametrize(
+    ("form", "keep_images"),
+    [("val/{}/images", False), ("val/{}", True), ("val/{}", False), ("val/images/{}", True)],
+)
+def test_tiny_imagenet_whose_val_people_have_sorted(
+    form: str, keep_images: bool, annotated: bool, tmp_path: Path
+) -> None:
+    """The same ids in every form, boxes are no images."""
+    root = tmp_path / "tiny-imagenet-200"
+    expected = tiny(root)
+    sort_val(root, form, keep_images)
+    if not annotated:
+        (root / "val" / "val_annotations.txt").unlink()
+    found = listing(root, tmp_path / "index")
+    assert found.layout == "tiny-imagenet"
+    assert found.summary.classes == list(WNIDS)
+    assert content(found) == expected
+
+
+def test_tiny_imagenet_without_its_images_folders(tmp_path: Path) -> None:
+    """All sorted as `<wnid>/<image>`, the boxes left where they were."""
+    root = tmp_path / "a"
+    expected = tiny(root)
+    sort_val(root, "val/{}", keep_images=False)
+    (root / "val" / "val_annotations.txt").unlink()
+    for folder in (root / "train").iterdir():
+        for image in (folder / "images").iterdir():
+            image.rename(folder / image.name)
+        (folder / "images").rmdir()
+    assert content(listing(root, tmp_path / "index")) == expected
+
+
 NOTES = Path("val", "val_annotations.txt")
 BROKEN_TINY: dict[str, tuple[Callable[[Path], object], str]] = {
     "image not in it": (
@@ -225,13 +269,22 @@ BROKEN_TINY: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: (r / "wnids.txt").write_text("n1\n" + "\n".join(WNIDS)), "differ: n1",
     ),
     "no images": (
-        lambda r: (r / "train" / WNIDS[2] / "images").rename(r / "val" / "x"), "images is missing",
+        lambda r: (r / "train" / WNIDS[2] / "images").rename(r / "val" / "x"), "is an empty class",
     ),
     "images beside images/": (
         lambda r: put(r / "train" / WNIDS[1] / "a.JPEG"), "has a.JPEG beside images/",
     ),
-    "val was sorted": (
-        lambda r: (r / "val" / "images").rename(r / "val" / WNIDS[0]), "val/images is missing, but",
+    "val was sorted otherwise": (
+        lambda r: (r / "val" / "images").rename(r / "val" / WNIDS[0]),
+        f"val_0.JPEG lies in the folder of {WNIDS[0]}, but .* says {WNIDS[3]}",
+    ),
+    "val was sorted and lacks an image": (
+        lambda r: (sort_val(r, "val/{}"), (r / "val" / WNIDS[0] / "val_3.JPEG").unlink()),
+        "val lacks val_3.JPEG, which .*val_annotations.txt names",
+    ),
+    "val was sorted in part": (
+        lambda r: (sort_val(r, "val/{}"), put(r / "val" / "images" / "val_9.JPEG")),
+        "beside them images/val_9.JPEG",
     ),
 }  # fmt: skip
 

@@ -10,6 +10,9 @@ from pipeline.sources.index import some
 from pipeline.sources.junk import is_junk
 
 _FEW = 16
+_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\D*)\Z", re.DOTALL)
+_TOTAL = re.compile(r"-of-(\d+)")
+_FAR_APART = 1000
 
 
 def only(root: Path, found: Sequence[Path]) -> Path:
@@ -41,3 +44,23 @@ def visible_files(root: Path) -> list[Path]:
 def natural(name: str) -> list[int | str]:
     """A key that sorts the numbers in names as numbers: 2 before 10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+
+
+def gaps(names: Sequence[str]) -> list[str]:
+    """Names that numbered ones lack: those between the first and the last number, and of
+    `-00003-of-00294` all of them. Numbers that lie far apart are no sequence.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    for name in names:
+        if match := _NUMBER.match(name):
+            found.setdefault((match[1], match[3]), set()).add(match[2])
+    missing: list[str] = []
+    for (before, after), digits in found.items():
+        width = min(map(len, digits)) if any(d[0] == "0" for d in digits) else 0
+        numbers = set(map(int, digits))
+        total = _TOTAL.match(after)
+        wanted = range(int(total[1])) if total else range(min(numbers), max(numbers))
+        if len(wanted) < _FAR_APART * len(numbers):
+            lacking = (number for number in wanted if number not in numbers)
+            missing += [f"{before}{number:0{width}d}{after}" for number in lacking]
+    return sorted(missing, key=natural)

@@ -48,9 +48,12 @@ class ClassFolders(Source):
         scan.finish(classes, _known_names(self.root, classes) if levels else None)
 
 
-def class_images(folder: Path, scan: Scan, *, required: bool) -> list[str]:
-    """Sorted paths within `folder`, at any depth; hidden ones and the like are left out."""
-    found = sorted(_walk(folder, scan))
+def class_images(folder: Path, scan: Scan, *, required: bool, but: str = "/") -> list[str]:
+    """Sorted paths within `folder`, at any depth; hidden ones and the like are left out.
+
+    but: an ending of names that are no images.
+    """
+    found = sorted(path for path in _walk(folder, scan) if not path.endswith(but))
     if not found and required:
         raise SourceError(f"{folder} is an empty class: add its images or remove the folder")
     return found

@@ -16,6 +16,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, natural, only
 from pipeline.sources.index import Container, Place, Scan, some
+from pipeline.sources.names import numbered_classes
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -63,7 +64,7 @@ class Parquet(Source):
         seen: dict[int, int] = {}
         for part in parts:
             _add(scan, part, len(names) if names else None, seen)
-        keys = [str(label) for label in range(len(names) if names else max(seen, default=-1) + 1)]
+        keys = numbered_classes(range(len(names)) if names else seen, folder)
         scan.finish(keys, dict(zip(keys, names, strict=True)) if names else None)
 
 

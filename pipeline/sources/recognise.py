@@ -9,11 +9,13 @@ from pipeline.sources.class_tars import ClassTars, WholeTar
 from pipeline.sources.folders import ClassFolders
 from pipeline.sources.idx import Idx
 from pipeline.sources.ilsvrc import IlsvrcTars
+from pipeline.sources.imagenet21kp import ImageNet21KP, ImageNet21KPTar
 from pipeline.sources.imagenetv2 import ImageNetV2Tar
 from pipeline.sources.index import some
 from pipeline.sources.junk import is_junk
 from pipeline.sources.parquet import Parquet
-from pipeline.sources.trees import ImageNetV2, Kaggle, TinyImageNet
+from pipeline.sources.tiny import TinyImageNet
+from pipeline.sources.trees import ImageNetV2, Kaggle
 from pipeline.sources.webdataset import WebDataset
 
 LAYOUTS: tuple[type[Source], ...] = (  # the first that recognises a path has it
@@ -24,10 +26,12 @@ LAYOUTS: tuple[type[Source], ...] = (  # the first that recognises a path has it
     Kaggle,
     TinyImageNet,
     ImageNetV2,
+    ImageNet21KP,
     IlsvrcTars,
     WebDataset,
     ClassTars,
     ImageNetV2Tar,
+    ImageNet21KPTar,
     WholeTar,
     ClassFolders,
 )

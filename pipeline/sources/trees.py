@@ -2,21 +2,18 @@
 
 import csv
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
-from pipeline.sources.find import few_subfolders, only, subfolders
+from pipeline.sources.find import only, subfolders
 from pipeline.sources.folders import class_folder_names, class_images
 from pipeline.sources.index import Scan, some
-from pipeline.sources.junk import is_junk
 from pipeline.sources.names import class_names
 
 SOLUTION = "LOC_val_solution.csv"
-ANNOTATIONS = "val_annotations.txt"
 _V2_NAMES = frozenset(map(str, range(1000)))
 log = logging.getLogger(__name__)
 
@@ -39,7 +36,7 @@ class Kaggle(Source):
         tree = _kaggle_tree(self.root)
         assert tree is not None  # it was recognised
         wnids = class_folder_names(tree / "train")
-        _check_beside(tree)
+        check_beside(tree)
         scan.saw(tree)
         _add_nested(scan, tree / "train", wnids, "train")
         if subfolders(tree / "val"):  # somebody has sorted them into class folders
@@ -55,34 +52,7 @@ class Kaggle(Source):
             raise SourceError(f"{SOLUTION}, the classes of {tree / 'val'}, is not beside ILSVRC/")
         if self.root.absolute() in solution.parents:
             scan.saw(solution)
-        _add_flat(scan, tree / "val", _read_solution(solution), wnids, solution, ".JPEG")
-
-
-class TinyImageNet(Source):
-    """`train/<wnid>/images/*` and `val/images/*` with val_annotations.txt."""
-
-    layout = "tiny-imagenet"
-    looks_like = f"a folder with train/<wnid>/images/<image>, val/images/<image>, val/{ANNOTATIONS}"
-
-    @classmethod
-    def recognises(cls, root: Path) -> bool:
-        """By the annotations and a class folder with images/."""
-        return bool(_tiny_trees(root))
-
-    def scan(self, scan: Scan) -> None:
-        """Labels are the sorted wnids."""
-        tree = only(self.root, _tiny_trees(self.root))
-        wnids = class_folder_names(tree / "train")
-        _check_wnids(tree, wnids)
-        _check_beside(tree)
-        scan.saw(tree)
-        for wnid in wnids:
-            _refuse_outside(tree / "train" / wnid, scan)
-        _add_nested(scan, tree / "train", wnids, "train", "images")
-        annotations = tree / "val" / ANNOTATIONS
-        scan.saw(annotations)
-        _add_flat(scan, tree / "val" / "images", _read_annotations(annotations), wnids, annotations)
-        scan.finish(wnids, class_names(tree))
+        add_flat(scan, tree / "val", _read_solution(solution), wnids, solution, ".JPEG")
 
 
 class ImageNetV2(Source):
@@ -122,17 +92,6 @@ def _above(tree: Path, name: str) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def _tiny_trees(root: Path) -> list[Path]:
-    return [tree for tree in (root, *few_subfolders(root)) if _is_tiny(tree)]
-
-
-def _is_tiny(tree: Path) -> bool:
-    first = subfolders(tree / "train")[:1]
-    val = tree / "val"
-    told = (val / ANNOTATIONS).is_file() or (val / "images").is_dir()
-    return told and any((f / "images").is_dir() for f in first)
-
-
 def _v2_trees(root: Path) -> list[Path]:
     named = [folder for folder in subfolders(root) if folder.name.startswith("imagenetv2")]
     return [tree for tree in (root, *named) if _is_v2(tree)]
@@ -146,7 +105,7 @@ def _is_v2(tree: Path) -> bool:
     return tree.absolute().name.startswith("imagenetv2") or len(names) > 0.9 * len(_V2_NAMES)
 
 
-def _check_beside(tree: Path) -> None:
+def check_beside(tree: Path) -> None:
     """Nothing else may lie beside train and val: it would be left out in silence."""
     names = {folder.name for folder in subfolders(tree)}
     if stray := sorted(names - {"train", "val", "test"}):
@@ -155,57 +114,37 @@ def _check_beside(tree: Path) -> None:
         log.warning("%s has no labels: left out", tree / "test")
 
 
-def _check_wnids(tree: Path, wnids: list[str]) -> None:
-    """wnids.txt, where it is there, names the classes."""
-    path = tree / "wnids.txt"
-    if path.is_file():
-        named = set(path.read_text(encoding="utf-8").split())
-        if differ := sorted(named ^ set(wnids)):
-            raise SourceError(f"{path} and the folders in {tree / 'train'} differ: {some(differ)}")
-
-
-def _refuse_outside(folder: Path, scan: Scan) -> None:
-    """Images beside images/ would be left out in silence."""
-    scan.saw(folder)
-    names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
-    if stray := [n for n in names if n != "images" and not n.endswith("_boxes.txt")]:
-        raise SourceError(f"{folder} has {some(stray)} beside images/: move them away or into it")
-
-
-def _add_nested(scan: Scan, folder: Path, wnids: list[str], split: str, inside: str = "") -> None:
-    """Images of `folder/<wnid>[/inside]`, class by class in the order of `wnids`."""
+def _add_nested(scan: Scan, folder: Path, wnids: list[str], split: str) -> None:
+    """Images of `folder/<wnid>`, class by class in the order of `wnids`."""
     there = set(class_folder_names(folder, scan.junk))
     refuse_unknown(folder, there, wnids, "train")
     scan.saw(folder)
     file = scan.container(folder, "folder")
     for wnid in (wnid for wnid in wnids if wnid in there):
-        within = Path(wnid) / inside
-        if not (folder / within).is_dir():
-            raise SourceError(f"{folder / within} is missing")
-        images = class_images(folder / within, scan, required=split == "train")
-        scan.add_class(wnid, [(path, f"{within}/{path}", 0, 0) for path in images], file, split)
+        images = class_images(folder / wnid, scan, required=split == "train")
+        scan.add_class(wnid, [(path, f"{wnid}/{path}", 0, 0) for path in images], file, split)
 
 
-def _add_flat(
-    scan: Scan, folder: Path, wnid_of: dict[str, str], wnids: list[str], said: Path, end: str = ""
+def add_flat(
+    scan: Scan, folder: Path, class_of: dict[str, str], wnids: list[str], said: Path, end: str = ""
 ) -> None:
-    """Val images that lie in one folder; wnid_of: by file name without `end`; `said` says so."""
+    """Val images that lie in one folder; class_of: by file name without `end`; `said` says so."""
     if not folder.is_dir():
         raise SourceError(f"{folder} is missing, but {said} names its images")
     of_class: dict[str, list[tuple[str, str, int, int]]] = {wnid: [] for wnid in wnids}
-    refuse_unknown(said, wnid_of.values(), wnids, "train")
+    refuse_unknown(said, class_of.values(), wnids, "train")
     names = class_images(folder, scan, required=True)
     images: dict[str, str] = {}
     for name in names:
         other = images.setdefault(name.removesuffix(end), name)
         if other != name:
             raise SourceError(f"{folder} has {other} and {name}, one image in {said}: remove one")
-    if unsaid := sorted(images.keys() - wnid_of.keys()):
+    if unsaid := sorted(images.keys() - class_of.keys()):
         raise SourceError(f"{said} does not say the class of {some(unsaid)} in {folder}")
-    if missing := sorted(wnid_of.keys() - images.keys()):
+    if missing := sorted(class_of.keys() - images.keys()):
         raise SourceError(f"{folder} lacks {some(missing)}, which {said} names")
     for stem, name in images.items():
-        of_class[wnid_of[stem]].append((name, name, 0, 0))
+        of_class[class_of[stem]].append((name, name, 0, 0))
     file = scan.container(folder, "folder")
     for wnid, found in of_class.items():
         scan.add_class(wnid, found, file, "val")
@@ -219,21 +158,12 @@ def _read_solution(path: Path) -> dict[str, str]:
             raise SourceError(f"{path} lacks the columns {some(lacking)}")
         pairs = ((row["ImageId"] or "", (row["PredictionString"] or "").split()) for row in reader)
         try:
-            return _wnid_of(path, ((image, words[:1]) for image, words in pairs))
+            return wnid_of(path, ((image, words[:1]) for image, words in pairs))
         except csv.Error as error:
             raise SourceError(f"{path} is no CSV: {error}") from error
 
 
-def _read_annotations(path: Path) -> dict[str, str]:
-    """Wnid by image: `<image>, <wnid>, <box>`, with tabs between."""
-    if not path.is_file():
-        raise SourceError(f"{path} is missing: the classes of val/images stand in it")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    pairs = (line.split("\t") for line in lines if line.strip())
-    return _wnid_of(path, ((words[0], words[1:2]) for words in pairs))
-
-
-def _wnid_of(path: Path, pairs: Iterator[tuple[str, list[str]]]) -> dict[str, str]:
+def wnid_of(path: Path, pairs: Iterator[tuple[str, list[str]]]) -> dict[str, str]:
     """One wnid for each image."""
     found: dict[str, str] = {}
     for image, wnid in pairs:

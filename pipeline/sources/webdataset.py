@@ -1,50 +1,42 @@
-"""WebDataset: shards whose consecutive files `<key>.jpg` and `<key>.cls` make a sample."""
+"""WebDataset: shards whose files `<key>.jpg` and `<key>.cls` make a sample."""
 
-import json
 import logging
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import Source
-from pipeline.sources.find import natural, subfolders, visible_files
+from pipeline.sources.find import gaps, natural, subfolders, visible_files
 from pipeline.sources.index import Scan, some
-from pipeline.sources.tar import Member, first_members, open_tar, tars_in, walk
+from pipeline.sources.levels import SPLIT_NAMES
+from pipeline.sources.names import numbered_classes
+from pipeline.sources.tar import first_members, open_tar, tars_in, walk
+from pipeline.sources.wds_samples import looks_packed, samples
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-LABELS = ("cls", "json")  # the first that is there counts
-MOST_CLASSES = 1 << 20
-_SPLIT = re.compile(r"(?<![a-z])(train|val|validation|valid|test)(?![a-z])")
-_SPLITS = {"validation": "val", "valid": "val"}
+_SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_NAMES)})(?![a-z])")
+_LOOKED_AT = 1 << 16  # files of a tar, to find out whether they are samples
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Sample:
-    """What a shard has of a key."""
-
-    image: Member | None = None
-    label: int | None = None
-
-
 class WebDataset(Source):
-    """Tars of samples. Labels: the numbers in `.cls`, or `label` or `cls` in `.json`."""
+    """Tars of samples. Labels: the numbers in `.cls` or `.txt`, or `label` or `cls` in `.json`."""
 
     layout = "webdataset"
     looks_like = (
-        "WebDataset: a folder with *.tar of <key>.{jpg,png,webp} and <key>.{cls,json}; train or "
-        "val in the names of the tars, or of the folders train/ and val/ (neither: all train)"
+        "WebDataset: a folder with *.tar of <key>.{jpg,png,webp,…} and <key>.{cls,json,txt}; train "
+        "or val in the names of the tars, or of the folders train/ and val/ (neither: all train)"
     )
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
-        """The first tar starts with an image and its label, in any order."""
-        first = [member for shard in _shards(root)[:1] for member in first_members(shard, 8)]
-        suffixes = {_parts(member.name)[1] for member in first}
-        return bool(suffixes & set(IMAGES)) and bool(suffixes & set(LABELS))
+        """The first tar has files that belong to images, in any order."""
+        for shard in _shards(root)[:1]:
+            names = [member.name for member in first_members(shard, 1)]
+            if names and not names[0].endswith(".tar"):
+                return looks_packed(member.name for member in first_members(shard, _LOOKED_AT))
+        return False
 
     def scan(self, scan: Scan) -> None:
         """Train, then val; shards by their numbers; samples as packed."""
@@ -54,9 +46,11 @@ class WebDataset(Source):
             log.warning("%s: left out, as they are no shards: %s", self.root, some(other))
         counts: Counter[int] = Counter()
         for split, shards in _by_split(self.root).items():
+            if missing := gaps([os.path.relpath(shard, self.root) for shard in shards]):
+                log.warning("%s: shards are missing: %s", self.root, some(missing))
             for shard in shards:
                 _scan_shard(shard, split, self.root, scan, counts)
-        scan.finish([str(number) for number in range(max(counts) + 1)])
+        scan.finish(numbered_classes(counts, self.root))
 
 
 def _shards(root: Path) -> list[Path]:
@@ -99,7 +93,7 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
 
 def _split_of(path: str) -> str | None:
     names = _SPLIT.findall(path.lower())
-    return _SPLITS.get(names[-1], names[-1]) if names else None
+    return SPLIT_NAMES[names[-1]] if names else None
 
 
 def _scan_shard(shard: Path, split: str, root: Path, scan: Scan, counts: Counter[int]) -> None:
@@ -107,75 +101,13 @@ def _scan_shard(shard: Path, split: str, root: Path, scan: Scan, counts: Counter
     the names of a class over all shards would take them all into memory.
     """
     file = scan.container(shard, "bytes")
-    samples: dict[str, Sample] = {}
     with open_tar(shard) as stream:
-        for member in walk(stream, str(shard), junk=scan.junk):
-            _take(member, samples, stream.fileno(), shard)
-    if not samples:
-        raise SourceError(f"{shard} has no samples: download it again or remove it")
+        members = list(walk(stream, str(shard), junk=scan.junk))
+        found = samples(members, stream.fileno(), shard)
     stem = os.path.relpath(shard, root)[: -len(".tar")]
     stem = stem.removeprefix(f"{split}/")
-    for key, sample in samples.items():
-        member, label = _complete(key, sample, shard)
-        place = {"offset": member.offset, "size": member.size, "rank": counts[label]}
+    for sample in found:
+        image, label = sample.image, sample.label
+        place = {"offset": image.offset, "size": image.size, "rank": counts[label]}
         counts[label] += 1
-        scan.add(split, str(label), f"{stem}/{key}", file, member=member.name, **place)
-
-
-def _take(member: Member, samples: dict[str, Sample], descriptor: int, shard: Path) -> None:
-    """Put a file to its sample; suffixes that are neither image nor label are passed over."""
-    key, suffix = _parts(member.name)
-    if suffix not in IMAGES and suffix not in LABELS:
-        if suffix.rpartition(".")[2] in (*IMAGES, *LABELS):  # `a.seg.png` is of `a`, which must be
-            samples.setdefault(key, Sample())
-        return
-    sample = samples.setdefault(key, Sample())
-    if suffix in IMAGES:
-        if sample.image is not None:
-            raise SourceError(
-                f"{shard}: two images of the key {key}: {sample.image.name}, {member.name}"
-            )
-        sample.image = member
-    elif suffix == LABELS[0] or sample.label is None:
-        content = os.pread(descriptor, member.size, member.offset)
-        label = _label(content, suffix, f"{shard}: {member.name}")
-        sample.label = sample.label if label is None else label
-
-
-def _label(content: bytes, suffix: str, where: str) -> int | None:
-    """The number in a `.cls` or `.json` file; None if a `.json` says nothing of it."""
-    try:
-        value = json.loads(content) if suffix == "json" else int(content)
-    except ValueError as error:
-        raise SourceError(f"{where} is no {_EXPECTED[suffix]}: {content[:40]!r}") from error
-    if isinstance(value, dict):
-        value = value.get("label", value.get("cls"))
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MOST_CLASSES:
-        raise SourceError(f"{where}: the label {value!r} is no number from 0 to {MOST_CLASSES - 1}")
-    return value
-
-
-_EXPECTED = {"cls": "whole number", "json": "JSON"}
-
-
-def _complete(key: str, sample: Sample, shard: Path) -> tuple[Member, int]:
-    if sample.image is None:
-        raise SourceError(
-            f"{shard}: the key {key} has no image ({', '.join(IMAGES)}); a key ends at the first "
-            "dot of a name"
-        )
-    if sample.label is None:
-        raise SourceError(
-            f"{shard}: the key {key} has no label: expected {key}.cls with a number, or "
-            f'{key}.json with "label" or "cls"'
-        )
-    return sample.image, sample.label
-
-
-def _parts(name: str) -> tuple[str, str]:
-    """(key, suffix): the base name ends at its first dot; folders belong to the key."""
-    names = [part for part in name.split("/") if part not in ("", ".", "..")]
-    base, _, suffix = names.pop().partition(".") if names else ("", "", "")
-    return "/".join([*names, base]), suffix.lower()
+        scan.add(split, str(label), f"{stem}/{sample.key}", file, member=image.name, **place)
