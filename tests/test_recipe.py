@@ -168,6 +168,6 @@ def test_the_resolved_recipe_holds_every_value() -> None:
     values = tomllib.loads(resolve("digits").recipe.toml())
     assert set(values) == {
         "model", "epochs", "batch_size", "seed", "label_smoothing", "micro_batch", "precision",
-        "ema", "sync_bn", "test_flip", "test_shift", "test_crops", "iterations", "eval_every", "repeats", "loss", "model_args",
-        "optimizer", "schedule", "augment",
+        "ema", "sync_bn", "test_flip", "test_shift", "test_crops", "iterations", "eval_every",
+        "repeats", "loss", "model_args", "optimizer", "schedule", "augment",
     }  # fmt: skip
