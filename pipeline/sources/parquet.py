@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,14 @@ from pipeline.errors import SourceError
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, natural, only
 from pipeline.sources.index import Container, Place, Scan, some
+from pipeline.sources.levels import SPLIT_NAMES
 from pipeline.sources.names import numbered_classes
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
-_NAME = re.compile(r"(train|validation|valid|val|test)(?:[-_.].*)?\.parquet")
+_NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:[-_.].*)?\.parquet", re.IGNORECASE)
 _PART = re.compile(r"-(\d+)-of-(\d+)")
-_ROWS, _BUFFER = 64, 1 << 20  # rows of a batch, bytes of a column's buffer
+_ROWS, _BATCH, _BUFFER = 64, 1 << 25, 1 << 20  # rows and bytes of a batch, bytes of a buffer
 _MOST_CLASSES = 1_000_000  # a label beyond is a mistake
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,9 @@ class Parquet(Source):
         other = [path.name for path in folder.glob("*.parquet") if not _NAME.fullmatch(path.name)]
         if other:
             log.warning("%s: left out, as no split is in the name: %s", folder, some(sorted(other)))
-        parts = _split_of_test(_parts(folder))
+        parts = _parts(folder)
+        _refuse_broken_links(parts)
+        parts = _split_of_test(parts)
         _warn_of_missing(parts)
         if not any(part.split == "train" for part in parts):
             raise SourceError(f"{folder} has no train-*.parquet; {self.looks_like}")
@@ -83,7 +87,8 @@ def open_parquet(path: Path, container: Container) -> Callable[[Place], bytes]:
         nonlocal group, first, images, batches
         if place.offset != group or place.size < first:
             group, first, images = place.offset, 0, images.slice(0, 0)
-            batches = file.iter_batches(_ROWS, [group], [container.inner], use_threads=False)
+            rows = _rows_of_a_batch(file, group, container.inner)
+            batches = file.iter_batches(rows, [group], [container.inner], use_threads=False)
         while place.size >= first + len(images):
             first += len(images)
             with _named(path):
@@ -92,6 +97,14 @@ def open_parquet(path: Path, container: Container) -> Callable[[Place], bytes]:
         return images[place.size - first].as_py() or b""
 
     return read
+
+
+def _rows_of_a_batch(file: Any, group: int, column: str) -> int:
+    """So many that a batch of them is small, where images are as large as usual in their group."""
+    found = file.metadata.row_group(group)
+    columns = (found.column(i) for i in range(found.num_columns))
+    size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == column)
+    return max(1, min(_ROWS, int(_BATCH * found.num_rows / max(size, 1))))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -103,9 +116,19 @@ def _parts(folder: Path) -> list[_Part]:
     found: dict[str, list[_Part]] = {"train": [], "val": [], "test": []}
     for name in sorted((path.name for path in folder.glob("*.parquet")), key=natural):
         if match := _NAME.fullmatch(name):
-            split = "val" if match[1].startswith("val") else match[1]
+            split = SPLIT_NAMES[match[1].lower()]
             found[split].append(_Part(folder / name, split))
     return [part for parts in found.values() for part in parts]
+
+
+def _refuse_broken_links(parts: list[_Part]) -> None:
+    """As a cache of the hub has them, whose blobs have been deleted or not copied."""
+    for part in parts:
+        if not part.path.exists():
+            raise SourceError(
+                f"{part.path} is a broken link (to {part.path.readlink()}): download it again, or "
+                "copy the cache with what its links name (cp -L)"
+            )
 
 
 def _split_of_test(parts: list[_Part]) -> list[_Part]:
@@ -161,6 +184,7 @@ def _class_names(parts: list[_Part]) -> list[str] | None:
 def _add(scan: Scan, part: _Part, classes: int | None, seen: dict[int, int]) -> None:
     """All rows of a file. seen: images of train by label, which are the ranks."""
     column = _image_column(part.path)
+    _refuse_paths_alone(part.path, column)
     file = scan.container(part.path, "parquet", inner=column)
     number = 0
     for group, labels in enumerate(_labels(part.path)):
@@ -187,7 +211,7 @@ def _labels(path: Path) -> Iterator[list[int | None]]:
     with _named(path):
         file = pq.ParquetFile(path)
         column = _first(LABEL_COLUMNS, file.schema_arrow.names)
-        if column is None or not pa.types.is_integer(file.schema_arrow.field(column).type):
+        if column is None or not _is_integer(file.schema_arrow.field(column).type):
             raise _wrong_columns(path, file.schema_arrow)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, [column], use_threads=False).column(0).to_pylist()
@@ -209,7 +233,33 @@ def _image_column(path: Path) -> str:
 
 
 def _is_binary(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    """However it is stored: polars writes views, some writers all of one length."""
+    if pa.types.is_dictionary(kind):
+        return _is_binary(kind.value_type)
+    types = pa.types
+    known = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(is_one(kind) for is_one in (*known, types.is_fixed_size_binary))
+
+
+def _is_integer(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind.value_type if pa.types.is_dictionary(kind) else kind))
+
+
+def _refuse_paths_alone(path: Path, column: str) -> None:
+    """What a row says of paths is never followed; without bytes there is no image."""
+    with _named(path):
+        found = pq.ParquetFile(path).metadata
+    nulls = 0
+    for group in map(found.row_group, range(found.num_row_groups)):
+        chunks = (group.column(i) for i in range(group.num_columns))
+        known = next((c.statistics for c in chunks if c.path_in_schema == column), None)
+        nulls += known.null_count if known is not None and known.has_null_count else 0
+    if nulls and nulls == found.num_rows:
+        raise SourceError(
+            f"{path}: the column {column} is empty in all {nulls:,} rows: they hold paths at most, "
+            "which are not followed. Write it with the images in it (the library datasets does so "
+            "with `embed_external_files=True`), or name a folder of the image files"
+        )
 
 
 def _first(wanted: tuple[str, ...], names: list[str]) -> str | None:
@@ -231,5 +281,7 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            if error.filename:
+                raise
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise SourceError(f"{path} is damaged or not whole, expected Parquet: {error}") from error
