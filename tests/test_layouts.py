@@ -190,13 +190,13 @@ def test_what_the_parent_reads_ahead_is_bounded_in_bytes(
     """However large the images of a source are; where tasks end changes no byte."""
     source = build(tmp_path / "source", train, val)
     whole = prepared(source, tmp_path / "whole")
-    fed, feed = [], Pool._feed
+    fed, feed = [], Pool._fed
 
-    def noted(pool: Pool, task: Task, slot: int) -> None:
+    def noted(pool: Pool, task: Task, slot: int) -> Task:
         fed.append([len(data) for data in task.data or []])
-        feed(pool, task, slot)
+        return feed(pool, task, slot)
 
-    monkeypatch.setattr(Pool, "_feed", noted)
+    monkeypatch.setattr(Pool, "_fed", noted)
     monkeypatch.setattr(tasks, "slot_bytes", lambda prep, images: 20_000)
     assert files_of(prepared(source, tmp_path / "bounded")) == files_of(whole)
     assert max(map(sum, fed)) < 20_000

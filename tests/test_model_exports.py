@@ -8,6 +8,7 @@ import torch
 from trainer import models
 
 EXPORTED: dict[str, tuple[int, dict[str, Any]]] = {  # px, model_args; of each family the smallest
+    "air": (5, {"width": 4}),
     "alexnet": (29, {}),
     "cifar-resnet8": (8, {"width": 4}),
     "cnn": (8, {"width": 4}),

@@ -58,7 +58,7 @@ def test_the_page_of_networks_names_every_family_its_arguments_and_smallest_size
             with pytest.raises(ConfigError):
                 on_meta(name, int(smallest) - 1)
         assert [a for a in models.arguments(name) if f"`{a}`" not in text] == []
-    named = re.findall(r"`([\w-]+\d\w*|alexnet|cnn)`", text)
+    named = re.findall(r"`([\w-]+\d\w*|alexnet|air|cnn)`", text)
     assert {models._find(name)[0] for name in named} == set(models._FAMILIES)
 
 

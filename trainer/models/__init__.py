@@ -41,7 +41,6 @@ class Family(NamedTuple):
 
 
 _FAMILIES = (
-    Family(r"air", "air", air.build),
     Family(r"cifar-resnet(\d+)", "cifar-resnet20 (any 6n+2)", resnet_cifar.build),
     Family(r"fc(\d+)", "fc8 (any depth)", fc.build),
     Family(r"cnn", "cnn", cnn.build),
@@ -72,6 +71,7 @@ _FAMILIES = (
     Family(r"vgg15", "vgg15", vgg.build_cifar),
     Family(r"vgg16", "vgg16", vgg.build),
     Family(r"alexnet", "alexnet", alexnet.build),
+    Family(r"air", "air", air.build),
 )
 _GIVEN = ("classes", "channels", "size")
 _KINDS = {int: "an integer", float: "a number", bool: "true or false"}
