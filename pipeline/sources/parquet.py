@@ -55,6 +55,7 @@ class Parquet(Source):
         other = [path.name for path in folder.glob("*.parquet") if not _NAME.fullmatch(path.name)]
         if other:
             log.warning("%s: left out, as no split is in the name: %s", folder, some(sorted(other)))
+        _refuse_irregular(_parts(folder))
         parts = _split_of_test(_parts(folder))
         _warn_of_missing(parts)
         if not any(part.split == "train" for part in parts):
@@ -105,6 +106,12 @@ def _parts(folder: Path) -> list[_Part]:
             split = "val" if match[1].startswith("val") else match[1]
             found[split].append(_Part(folder / name, split))
     return [part for parts in found.values() for part in parts]
+
+
+def _refuse_irregular(parts: list[_Part]) -> None:
+    """To open a pipe takes for ever, and a folder is no file."""
+    if irregular := [str(part.path) for part in parts if not part.path.is_file()]:
+        raise SourceError(f"{some(irregular)}: no regular file; put the file itself there")
 
 
 def _split_of_test(parts: list[_Part]) -> list[_Part]:
