@@ -1,6 +1,8 @@
 """Every error that a user can cause; the command line turns each into one line and a status."""
 
 import errno
+import os
+from pathlib import Path
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space, then run the same command again",
@@ -52,3 +54,18 @@ class StoppedError(BaseException):
     """
 
     exit_status = 75
+
+
+def escaped(name: str | Path) -> str:
+    r"""A path for people: bytes that are not UTF-8 as `\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def refuse_undecodable(path: str | Path, kind: type[SpectralError]) -> None:
+    """An error for a path that is not UTF-8, as names are kept in files that are. (Python has
+    surrogates for such bytes.)
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise kind(f"the name {escaped(path)} is not valid UTF-8: rename it") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.errors import ConfigError, DamagedError
+from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
 from pipeline.files import sync_directory, write_whole
 from pipeline.preparation import Preparation
 
@@ -85,6 +85,7 @@ def shard_name(split: str, k: int) -> str:
 
 def load(directory: Path) -> Manifest:
     """The manifest of a finished directory; an error that says what is wrong otherwise."""
+    refuse_undecodable(directory, ConfigError)
     path = directory / NAME
     try:
         text = path.read_text(encoding="utf-8")
@@ -136,4 +137,4 @@ def _dump(content: dict[str, Any]) -> str:
 
 def _digest(content: dict[str, Any]) -> str:
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DamagedError, SourceError
+from pipeline.errors import DamagedError, SourceError, escaped, refuse_undecodable
 from pipeline.files import sync_directory
 from pipeline.sources.alike import refuse_look_alikes
 from pipeline.sources.junk import counted
@@ -147,6 +147,7 @@ class Scan:
 
     def container(self, path: Path, kind: str, **more: Any) -> int:
         """Number of a new container, for `file` of `add`."""
+        refuse_undecodable(path, SourceError)
         relative = os.path.relpath(path, self.root) if path != self.root else ""
         self.summary.containers.append(Container(relative, kind, **more))
         if kind != "folder":
@@ -155,6 +156,7 @@ class Scan:
 
     def saw(self, path: Path) -> None:
         """Remember size and time of a file or folder, to notice later that it has changed."""
+        refuse_undecodable(path, SourceError)
         self.summary.origin[os.path.relpath(path, self.root)] = stamp(path)
 
     def add(
@@ -232,8 +234,11 @@ class Scan:
                 pa.array(rows, kind) for rows, kind in zip(self._rows, ROWS.types, strict=True)
             ]
         except UnicodeEncodeError as error:
+            rows = zip(*self._rows, strict=True)
+            file = next(row for row in rows if error.object in row)[3]
+            where = self.root / self.summary.containers[file].path
             raise SourceError(
-                f"a file name is not valid UTF-8: {os.fsencode(error.object)!r}; rename it"
+                f"{where}: the name {escaped(error.object)} is not valid UTF-8: rename it"
             ) from error
         self._writer.write(pa.record_batch(columns, schema=ROWS))
         self.summary.rows += len(self._rows[0])

@@ -60,6 +60,7 @@ class Parquet(Source):
             log.warning("%s: left out, as no split is in the name: %s", folder, some(sorted(other)))
         parts = _parts(folder)
         _refuse_broken_links(parts)
+        _refuse_irregular(parts)
         parts = _split_of_test(parts)
         _warn_of_missing(parts)
         if not any(part.split == "train" for part in parts):
@@ -129,6 +130,12 @@ def _refuse_broken_links(parts: list[_Part]) -> None:
                 f"{part.path} is a broken link (to {part.path.readlink()}): download it again, or "
                 "copy the cache with what its links name (cp -L)"
             )
+
+
+def _refuse_irregular(parts: list[_Part]) -> None:
+    """To open a pipe takes for ever, and a folder is no file."""
+    if irregular := [str(part.path) for part in parts if not part.path.is_file()]:
+        raise SourceError(f"{some(irregular)}: no regular file; put the file itself there")
 
 
 def _split_of_test(parts: list[_Part]) -> list[_Part]:

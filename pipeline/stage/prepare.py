@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import __version__
 from pipeline.catalogue import catalogue
-from pipeline.errors import ConfigError, DamagedError
+from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
 from pipeline.files import sync_directory
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
@@ -67,6 +67,9 @@ def prepare(
     """
     refuse_unknown_choices(prep)
     directory = prep.directory(out)
+    refuse_undecodable(directory, ConfigError)
+    for path in (source, source.resolve()):
+        refuse_undecodable(path, ConfigError)
     _refuse_overlap(source, directory)
     if (directory / manifest.NAME).exists() and not overwrite:
         return Prepared(directory, _finished(directory, prep, source, progress), True)
