@@ -3,7 +3,8 @@
 import logging
 import os
 import re
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from pipeline.errors import SourceError
 from pipeline.sources.find import subfolders
@@ -74,6 +75,26 @@ def of_test(splits: dict[str, Path], classes: list[str]) -> dict[str, Path]:
         return splits
     log.warning("%s is val, as there is no other one", test)
     return rest | {"val": test}
+
+
+def refuse_split_tars(where: object, stems: Iterable[str]) -> None:
+    """SourceError if all tars that should be classes are called as splits."""
+    stems = list(stems)
+    if stems and all(map(split_of, stems)):
+        raise _split_tars(where, stems)
+
+
+def refuse_split_tar(where: object, stem: str, members: Iterable[str]) -> None:
+    """SourceError if a tar that should be a class is called as a split and holds folders."""
+    if _WORD.search(_words(stem)) and len({PurePosixPath(name).parent for name in members}) > 1:
+        raise _split_tars(where, [stem])
+
+
+def _split_tars(where: object, stems: list[str]) -> SourceError:
+    return SourceError(
+        f"{where} has {some([f'{stem}.tar' for stem in stems])}: named as splits, not classes. "
+        "Unpack each into a folder of its name (train, val), and name the folder that holds these"
+    )
 
 
 def _refuse_likely_splits(root: Path, folders: list[Path]) -> None:
