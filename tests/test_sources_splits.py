@@ -105,6 +105,14 @@ def test_words_that_are_classes_stay_classes(tmp_path: Path) -> None:
     assert listing(tmp_path / "a", tmp_path / "index").summary.classes == names
 
 
+@pytest.mark.parametrize("names", [("images", "labels"), ("cat", "dog"), ("archive",)])
+def test_splits_within_folders_are_not_trained_on(names: tuple[str, ...], tmp_path: Path) -> None:
+    """As detectors have them, as some have them in each class, and one level too high."""
+    for name in names:
+        tree(tmp_path / "a" / name, "train", "Test", classes=("x",))
+    refused(tmp_path / "a", "holds Test, train, which are splits", f"{tmp_path / 'a' / names[0]}")
+
+
 def test_classes_that_all_hold_the_same_folders_are_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

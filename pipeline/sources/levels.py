@@ -40,6 +40,7 @@ def split_folders(root: Path) -> dict[str, Path]:
             found.setdefault(split, []).append(folder.name)
     if not found:
         _refuse_likely_splits(root, folders)
+        _refuse_splits_within(root, folders)
         _say_what_is_alike(root, folders)
         return {}
     if stray := [folder.name for folder in folders if not split_of(folder.name)]:
@@ -107,6 +108,18 @@ def _refuse_likely_splits(root: Path, folders: list[Path]) -> None:
             "name one with --source. If they are classes, put all into a folder train: "
             f"{root / 'train' / likely[0]}"
         )
+
+
+def _refuse_splits_within(root: Path, folders: list[Path]) -> None:
+    """`images/train`, or `cat/train` and `cat/test`: val and test would be trained on."""
+    for folder in folders[:_LOOKED_AT]:
+        inner = [f.name for f in subfolders(folder) if split_of(f.name)]
+        if len({split_of(name) for name in inner}) > 1:
+            raise SourceError(
+                f"{root}: {folder.name} holds {some(inner)}, which are splits. If the classes are "
+                f"in these, use --source {folder}; splits of each class have to be outside, as "
+                f"{root / 'train' / '<class>'}"
+            )
 
 
 def _say_what_is_alike(root: Path, folders: list[Path]) -> None:
