@@ -88,8 +88,10 @@ def _text(error: Exception) -> str:
     """Without what differs from machine to machine."""
     if isinstance(error, ImportError):  # it names a path of this installation
         return "a colour mode that is not read"
-    said = str(error)
-    return said if isinstance(error, SyntaxError) and said else f"{type(error).__name__}: {said}"
+    if isinstance(error, SyntaxError) and error.__cause__ is None:
+        return str(error)
+    first = error.__cause__ or error  # a reader's KeyError is a number alone
+    return f"{type(first).__name__}: {first}"
 
 
 def _why_not(data: bytes) -> str:
