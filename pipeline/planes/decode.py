@@ -88,9 +88,10 @@ def _text(error: Exception) -> str:
     """Without what differs from machine to machine."""
     if isinstance(error, ImportError):  # it names a path of this installation
         return "a colour mode that is not read"
-    if isinstance(error, SyntaxError) and error.__cause__ is None:
+    cause = error.__cause__
+    if isinstance(error, SyntaxError) and str(error) != str(cause):
         return str(error)
-    first = error.__cause__ or error  # a reader's KeyError is a number alone
+    first = cause or error  # readers pass on less than a word, as of KeyError(40056)
     return f"{type(first).__name__}: {first}"
 
 
