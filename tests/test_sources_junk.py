@@ -71,6 +71,18 @@ def test_an_archive_on_its_own_is_found_beside_them(tmp_path: Path) -> None:
     assert list(listed(found.root, tmp_path / "scan").images) == ["train/n01/0.jpg"]
 
 
+@pytest.mark.parametrize("name", ["n02.tar", "ILSVRC2012_img_val.tar"])
+def test_a_tar_that_is_a_link_to_nothing_is_not_left_out(name: str, tmp_path: Path) -> None:
+    """A class, a shard or all of val would be missing."""
+    (tmp_path / "tars").mkdir()
+    first = "ILSVRC2012_img_train.tar" if "val" in name else "n01.tar"
+    (tmp_path / "tars" / first).write_bytes(packed({"0.jpg": jpegs(1)[0]}))
+    (tmp_path / "tars" / name).symlink_to("../blobs/abc")
+    assert f"{name} is a broken link (to ../blobs/abc)" in refused(
+        tmp_path / "tars", tmp_path / "scan"
+    )
+
+
 def test_a_name_that_only_holds_such_a_word_is_none_of_them() -> None:
     assert not any(map(is_junk, ("thumbs", "desktop.ini.jpg", "eaDir", "a.DS_Store.png", "icons")))
 

@@ -41,6 +41,15 @@ def visible_files(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_file() and not is_junk(p.name))
 
 
+def refuse_broken_link(path: Path) -> None:
+    """SourceError for a link to nothing, as a cache of the hub has them without its blobs."""
+    if path.is_symlink() and not path.exists():
+        raise SourceError(
+            f"{path} is a broken link (to {path.readlink()}): download it again, or copy what it "
+            "links to with it (cp -L)"
+        )
+
+
 def natural(name: str) -> list[int | str]:
     """A key that sorts the numbers in names as numbers: 2 before 10."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]

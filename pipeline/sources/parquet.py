@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import Source
-from pipeline.sources.find import few_subfolders, natural, only
+from pipeline.sources.find import few_subfolders, natural, only, refuse_broken_link
 from pipeline.sources.index import Container, Place, Scan, some
 from pipeline.sources.levels import SPLIT_NAMES
 from pipeline.sources.names import numbered_classes
@@ -59,7 +59,8 @@ class Parquet(Source):
         if other:
             log.warning("%s: left out, as no split is in the name: %s", folder, some(sorted(other)))
         parts = _parts(folder)
-        _refuse_broken_links(parts)
+        for part in parts:
+            refuse_broken_link(part.path)
         parts = _split_of_test(parts)
         _warn_of_missing(parts)
         if not any(part.split == "train" for part in parts):
@@ -119,16 +120,6 @@ def _parts(folder: Path) -> list[_Part]:
             split = SPLIT_NAMES[match[1].lower()]
             found[split].append(_Part(folder / name, split))
     return [part for parts in found.values() for part in parts]
-
-
-def _refuse_broken_links(parts: list[_Part]) -> None:
-    """As a cache of the hub has them, whose blobs have been deleted or not copied."""
-    for part in parts:
-        if not part.path.exists():
-            raise SourceError(
-                f"{part.path} is a broken link (to {part.path.readlink()}): download it again, or "
-                "copy the cache with what its links name (cp -L)"
-            )
 
 
 def _split_of_test(parts: list[_Part]) -> list[_Part]:
