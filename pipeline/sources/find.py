@@ -12,7 +12,7 @@ from pipeline.sources.junk import is_junk
 _FEW = 16
 _NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\D*)\Z", re.DOTALL)
 _TOTAL = re.compile(r"-of-(\d+)")
-_FAR_APART = 1000
+_FAR_APART = 50
 
 
 def only(root: Path, found: Sequence[Path]) -> Path:

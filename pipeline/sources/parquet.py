@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import Source
-from pipeline.sources.find import few_subfolders, natural, only, refuse_broken_link
+from pipeline.sources.find import few_subfolders, gaps, natural, only, refuse_broken_link
 from pipeline.sources.index import Container, Place, Scan, some
 from pipeline.sources.levels import SPLIT_NAMES
 from pipeline.sources.names import numbered_classes
@@ -144,7 +144,10 @@ def _has_labels(path: Path) -> bool:
 
 
 def _warn_of_missing(parts: list[_Part]) -> None:
-    """`train-00003-of-00294` that is not there."""
+    """`train-00003-of-00294` that is not there, or `train-3` between 2 and 4."""
+    plain = [part.path.name for part in parts if not _PART.search(part.path.name)]
+    if missing := gaps(plain):
+        log.warning("%s: files are missing: %s", parts[0].path.parent, some(missing))
     numbers: dict[tuple[str, int], set[int]] = {}
     for part in parts:
         if match := _PART.search(part.path.name):
