@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from pipeline.errors import BadImageError
 from pipeline.planes.decode import decode
@@ -43,40 +43,6 @@ def test_every_mode_becomes_rgb_or_grey() -> None:
             assert (found.mode, found.size) == (mode, base.size), (image.mode, kind)
             error = np.asarray(found.convert("L")).astype(float) - np.asarray(base.convert("L"))
             assert np.abs(error).mean() < (130 if image.mode == "1" else 12), (image.mode, kind)
-
-
-def test_sixteen_bits_keep_their_upper_eight() -> None:
-    values = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)
-    found = decode(coded(Image.fromarray(values), "PNG"), 1, 16)
-    assert (np.asarray(found) == values >> 8).all()
-    black = decode(coded(Image.fromarray(values * 0), "PNG"), 1, 16)
-    assert np.asarray(black).max() == 0
-
-
-@pytest.mark.parametrize(
-    ("values", "kind", "reason"),
-    [
-        (np.arange(0, 4096, 16, dtype=np.uint16), "PNG", "none above 4080: of fewer bits"),
-        (np.arange(256, dtype=np.uint16), "TIFF", "none above 255: of fewer bits"),
-        (np.linspace(-1, 1, 256, dtype=np.float32), "TIFF", "float samples from -1 to 1"),
-        (np.linspace(0, 4095, 256, dtype=np.float32), "TIFF", "float samples from 0 to 4095"),
-        (np.full(256, np.nan, np.float32), "TIFF", "float samples from nan"),
-        (np.arange(256, dtype=np.int32) - 300, "TIFF", "not 0 to 65535"),
-        (np.arange(256, dtype=np.int32) + 70_000, "TIFF", "integer samples from 70000"),
-    ],
-)
-def test_a_range_that_cannot_be_told_is_a_reason(
-    values: np.ndarray, kind: str, reason: str
-) -> None:
-    """Cut to 8 bits it would be an image all black, or all white."""
-    with pytest.raises(BadImageError, match=reason):
-        decode(coded(Image.fromarray(values.reshape(16, 16)), kind), 1, 16)
-
-
-def test_floats_from_0_to_1_are_grey_levels() -> None:
-    values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
-    found = np.asarray(decode(coded(Image.fromarray(values), "TIFF"), 1, 16))
-    assert np.abs(found - 255.0 * values).max() <= 1
 
 
 def endless_dds() -> bytes:
@@ -118,22 +84,6 @@ def test_no_input_starts_another_program_or_hangs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("not an image format that is read") == 2, done.stdout
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_colour_mode_that_is_not_read_says_so_without_a_path() -> None:
-    """Reasons are stored, and their digest is the same on all machines."""
-    data = coded(Image.new("LAB", (8, 8)), "TIFF")
-    with pytest.raises(BadImageError) as caught:
-        decode(data, 3, 8)
-    assert "/" not in str(caught.value)
-
-
-def test_a_large_colour_profile_does_not_matter() -> None:
-    info = PngImagePlugin.PngInfo()
-    info.add_text("comment", "x" * (3 << 20), zip=True)
-    profile = np.random.default_rng(0).integers(0, 256, 3 << 20, dtype=np.uint8).tobytes()
-    data = coded(photo(), "PNG", pnginfo=info, icc_profile=profile)
-    assert decode(data, 3, 32).size == photo().size
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:

@@ -169,7 +169,9 @@ def test_bad_images_are_quarantined_with_their_reasons(source: Path, tmp_path: P
     assert done.returncode == 1
     assert "3 images so far cannot be used, more than --max-bad 2" in done.stderr
     assert "give a larger --max-bad, with which the same command goes on" in done.stderr
-    assert "cut.jpg" in done.stderr
+    assert "with --report-bad it lists them all" in done.stderr
+    assert "cut.jpg: cannot decode" in done.stderr
+    assert r"text\n.jpg: not an image" in done.stderr
     assert not list((tmp_path / "strict").rglob("*.beton"))
 
 

@@ -1,11 +1,13 @@
 """What systems leave among images is no image: in folders and in tars, and it is said."""
 
+import gzip
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.sources import recognise
 from pipeline.sources.junk import is_junk
 from tests.listing import listing
 from tests.test_sources_tar import jpegs, listed, packed, refused
@@ -56,6 +58,29 @@ def test_in_tars_of_classes_and_beside_them(
     caplog.clear()
     assert list(listed(root, tmp_path / "2").images) == ["train/n01/0.jpg"]
     assert all(said in caplog.text for said in ("2 @eaDir", "2 Thumbs.db", "1 __MACOSX"))
+
+
+def test_an_archive_on_its_own_is_found_beside_them(tmp_path: Path) -> None:
+    root = tmp_path / "download"
+    put(root / "@eaDir" / "x" / "y.jpg")
+    put(root / ".DS_Store")
+    inner = packed({"n01.tar": packed({"0.jpg": jpegs(1)[0]})})
+    (root / "all.tar.gz").write_bytes(gzip.compress(inner))
+    found = recognise(root)
+    assert found.layout == "whole-tar"
+    assert list(listed(found.root, tmp_path / "scan").images) == ["train/n01/0.jpg"]
+
+
+@pytest.mark.parametrize("name", ["n02.tar", "ILSVRC2012_img_val.tar"])
+def test_a_tar_that_is_a_link_to_nothing_is_not_left_out(name: str, tmp_path: Path) -> None:
+    """A class, a shard or all of val would be missing."""
+    (tmp_path / "tars").mkdir()
+    first = "ILSVRC2012_img_train.tar" if "val" in name else "n01.tar"
+    (tmp_path / "tars" / first).write_bytes(packed({"0.jpg": jpegs(1)[0]}))
+    (tmp_path / "tars" / name).symlink_to("../blobs/abc")
+    assert f"{name} is a broken link (to ../blobs/abc)" in refused(
+        tmp_path / "tars", tmp_path / "scan"
+    )
 
 
 def test_a_name_that_only_holds_such_a_word_is_none_of_them() -> None:

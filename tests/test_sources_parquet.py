@@ -164,6 +164,15 @@ def test_missing_files_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert "3 of 5 files of train are missing: 00001, 00003, 00004" in caplog.text
 
 
+def test_a_gap_between_numbered_files_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (0, 1, 3):
+        write(tmp_path / "a" / f"Train-{number}.parquet", [0, 1])
+    assert len(listing(tmp_path / "a", tmp_path / "index").rows) == 6
+    assert "files are missing: Train-2.parquet" in caplog.text
+
+
 def test_files_of_no_split_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("train-0", "extra-0"):
         write(tmp_path / "a" / f"{name}.parquet", [0, 1])

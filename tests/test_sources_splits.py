@@ -8,6 +8,7 @@ import pytest
 from pipeline.errors import SourceError
 from tests.conftest import spectral_here
 from tests.listing import listing
+from tests.test_sources_tar import jpegs, packed
 from tests.test_sources_trees import put
 
 
@@ -104,6 +105,14 @@ def test_words_that_are_classes_stay_classes(tmp_path: Path) -> None:
     assert listing(tmp_path / "a", tmp_path / "index").summary.classes == names
 
 
+@pytest.mark.parametrize("names", [("images", "labels"), ("cat", "dog"), ("archive",)])
+def test_splits_within_folders_are_not_trained_on(names: tuple[str, ...], tmp_path: Path) -> None:
+    """As detectors have them, as some have them in each class, and one level too high."""
+    for name in names:
+        tree(tmp_path / "a" / name, "train", "Test", classes=("x",))
+    refused(tmp_path / "a", "holds Test, train, which are splits", f"{tmp_path / 'a' / names[0]}")
+
+
 def test_classes_that_all_hold_the_same_folders_are_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,6 +137,25 @@ def test_val_in_one_folder_is_told_what_knows_its_classes(tmp_path: Path) -> Non
     root = tree(tmp_path / "a", "train")
     put(root / "val" / "ILSVRC2012_val_00000001.JPEG")
     refused(root, "val has no class folders", "official tar", "Kaggle's tree")
+
+
+def test_tars_of_splits_are_no_classes_either(tmp_path: Path) -> None:
+    root, image = tmp_path / "a", jpegs(1)[0]
+    root.mkdir()
+    inside = packed({"n01/0.jpg": image, "n02/1.jpg": image})
+    (root / "ilsvrc_train.tar").write_bytes(inside)
+    (root / "other.tar").write_bytes(inside)
+    refused(root, "ilsvrc_train.tar: named as splits, not classes", "Unpack each")
+    (root / "bullet_train.tar").write_bytes(packed({"n01/0.jpg": image}))
+    (root / "ilsvrc_train.tar").unlink()
+    assert listing(root, tmp_path / "index").summary.classes == ["bullet_train", "other"]
+    (tmp_path / "b").mkdir()
+    for name in ("train.tar", "val.tar"):
+        (tmp_path / "b" / name).write_bytes(packed({"0.jpg": image}))
+    refused(tmp_path / "b", "train.tar, val.tar: named as splits")
+    whole = {name: packed({"0.jpg": image}) for name in ("train.tar", "val.tar")}
+    (tmp_path / "c.tar").write_bytes(packed(whole))
+    refused(tmp_path / "c.tar", "train.tar, val.tar: named as splits")
 
 
 def test_the_command_trains_on_the_classes(tmp_path: Path) -> None:

@@ -196,3 +196,20 @@ def test_a_sheet_is_a_png_of_a_prepared_directory(data: Path, tmp_path: Path) ->
         done = spectral(*command)
         assert done.returncode == 1
         assert "is a file: name its prepared directory" in done.stderr
+
+
+@pytest.mark.parametrize("content", [b'{"name": "an app"}', b"[]", b"\xff\xfe", b"", None])
+def test_a_beton_is_described_whatever_the_manifest_two_folders_above_is(
+    data: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    """Of another program, damaged, a folder: it is not what was asked about."""
+    beton = tmp_path / "train" / "shard_00.beton"
+    beton.parent.mkdir()
+    shutil.copy(data / SUB4 / "train" / "shard_00.beton", beton)
+    path = tmp_path / "manifest.json"
+    path.mkdir() if content is None else path.write_bytes(content)
+    done = spectral_here("inspect", beton)
+    assert done.returncode == 0, done.stderr
+    assert "FFCV 2 beton" in done.stdout
+    assert "manifest: not used: " in done.stdout
+    assert json.loads(spectral_here("inspect", beton, "--json").stdout)["kind"] == "beton"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SpectralError
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
 from pipeline.sources.index import SPLITS
@@ -42,6 +42,8 @@ def _beton(path: Path) -> dict[str, Any]:
         described = manifest.load(path.parent.parent)
     except ConfigError:
         return found  # a beton on its own
+    except SpectralError as error:  # it may be another program's
+        return found | {"manifest": f"not used: {error}"}
     for plane in described.planes:
         if path.name == Path(described.shard("train", plane.k)).name:
             found |= {
@@ -99,6 +101,8 @@ def _beton_lines(found: dict[str, Any]) -> list[str]:
         f"{found['bytes_per_sample']:,.0f} bytes a sample",
         f"label: {found['classes']} classes present",
     ]
+    if "manifest" in found:
+        text.append(f"manifest: {found['manifest']}")
     if "plane" in found:
         text.append(
             f"plane {found['plane']} of {found['split']}: step {found['step']:g}, "

@@ -4,25 +4,45 @@ What counts is the content, never the file name. First frame of animations; EXIF
 orientation ignored, as every ImageNet loader does; transparency dropped.
 """
 
+import ctypes
 import io
+import logging
 import warnings
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError, features
 
 from pipeline.errors import BadImageError
+from pipeline.planes.depth import raw_mode, to_8_bit
+from pipeline.planes.png import without_extras
 
 Image.MAX_IMAGE_PIXELS = 89_478_485  # above it: a decompression bomb, refused
 # Pillow opens some forty formats: among them are readers that never end on damaged input (DDS) and
 # one that starts another program (EPS, Ghostscript). Only what people train on is opened; the
-# reader of JPEG opens MPO, too.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM") + ("AVIF",) * bool(
-    "avif" in features.modules and features.check("avif")
+# reader of JPEG opens MPO, too. Reasons name all of them: they are the same on every machine.
+_NAMES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+_FORMATS = tuple(
+    name
+    for name in _NAMES
+    if name != "AVIF" or ("avif" in features.modules and features.check("avif"))
 )
-# Colour profiles and texts of good PNGs may be larger than the 1 MB that Pillow unpacks
-PngImagePlugin.MAX_TEXT_CHUNK = 16 << 20
 _MODES = {1: "L", 3: "RGB"}
-_LEAST_OF_16_BITS = 4096  # a 16-bit image without any value as high holds fewer bits
+
+
+def _quiet() -> None:
+    """What libtiff and Pillow say of damage is a reason of ours; on stderr it is noise."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with suppress(AttributeError, OSError):  # a Pillow without libtiff
+        pillow: Any = Image  # its compiled part finds the libtiff that it is linked to
+        library = ctypes.CDLL(pillow.core.__file__)
+        for setter in (library.TIFFSetWarningHandler, library.TIFFSetErrorHandler):
+            setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setter(None)
+
+
+_quiet()
 
 
 def decode(data: bytes, channels: int, target: int) -> Image.Image:
@@ -35,25 +55,61 @@ def decode(data: bytes, channels: int, target: int) -> Image.Image:
     if not data:
         raise BadImageError("empty file")
     try:
+        return _decoded(data, channels, target)
+    except BadImageError:
+        plain = without_extras(data)
+        if plain is None:
+            raise
+    return _decoded(plain, channels, target)
+
+
+def _decoded(data: bytes, channels: int, target: int) -> Image.Image:
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", category=UserWarning)  # broken EXIF and the like
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 image.draft(image.mode, (2 * target, 2 * target))
+            raw = raw_mode(image)
             image.load()
-            return _to_mode(image, _MODES[channels])
+            return _to_mode(to_8_bit(image, raw, data), _MODES[channels])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadImageError(f"decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
-        names = ", ".join(_FORMATS)
-        raise BadImageError(f"not an image format that is read ({names})") from error
+        raise BadImageError(_why_not(data)) from error
     except (MemoryError, BadImageError):
         raise
-    except ImportError as error:  # its text names a path of this installation
-        raise BadImageError("cannot decode: a colour mode that is not read") from error
     except Exception as error:  # Pillow's readers raise many types on damaged input
-        raise BadImageError(f"cannot decode: {type(error).__name__}: {error}") from error
+        raise BadImageError(f"cannot decode: {_text(error)}") from error
+
+
+def _text(error: Exception) -> str:
+    """Without what differs from machine to machine."""
+    if isinstance(error, ImportError):  # it names a path of this installation
+        return "a colour mode that is not read"
+    cause = error.__cause__
+    if isinstance(error, SyntaxError) and str(error) != str(cause):
+        return str(error)
+    first = cause or error  # readers pass on less than a word, as of KeyError(40056)
+    return f"{type(first).__name__}: {first}"
+
+
+def _why_not(data: bytes) -> str:
+    """The reason of a reader that takes the file for one of its own, which Image.open hides."""
+    if data[4:12] in (b"ftypavif", b"ftypavis") and "AVIF" not in _FORMATS:
+        return "AVIF, which the Pillow that is installed does not read"
+    openers: dict[str, Any] = Image.OPEN
+    for name in _FORMATS:
+        factory, accept = openers[name]
+        if accept and accept(data[:16]) is True:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    factory(io.BytesIO(data), "")
+                except Exception as error:  # as above
+                    return f"cannot decode: {name} file, {_text(error)}"
+    return f"not an image format that is read ({', '.join(_NAMES)})"
 
 
 def from_pixels(data: bytes, channels: int, shape: tuple[int, int, int]) -> Image.Image:
@@ -63,26 +119,4 @@ def from_pixels(data: bytes, channels: int, shape: tuple[int, int, int]) -> Imag
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
     return image if image.mode == mode else image.convert(mode)
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits: the upper 8 of 16 (I;16, or I as Pillow opens some PNGs), floats
-    from 0 to 1 times 255, anything from 0 to 255 as it is. BadImageError where the range that is
-    meant cannot be told: it would become an image all black or white.
-    """
-    values = np.asarray(image)
-    lowest, highest = values.min(), values.max()
-    if image.mode == "F":
-        if not (lowest >= 0 and highest <= 255):  # also of NaN
-            raise BadImageError(f"float samples from {lowest:g} to {highest:g}, not 0 to 1 or 255")
-        values = values * 255 if highest <= 1 else values
-    elif image.mode.startswith("I;16") or highest > 255 or lowest < 0:
-        if lowest < 0 or highest > 65535:
-            raise BadImageError(f"integer samples from {lowest} to {highest}, not 0 to 65535")
-        if 0 < highest < _LEAST_OF_16_BITS:
-            raise BadImageError(f"16-bit samples, but none above {highest}: of fewer bits?")
-        values = values >> 8
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))

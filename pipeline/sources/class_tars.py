@@ -11,6 +11,7 @@ from pipeline.sources.base import Source
 from pipeline.sources.gzipped import Gunzip, is_gzip, points_of
 from pipeline.sources.index import Scan, some
 from pipeline.sources.junk import is_junk, junk_kind
+from pipeline.sources.levels import refuse_split_tar, refuse_split_tars
 from pipeline.sources.names import FILES, class_names
 from pipeline.sources.tar import Stream, class_images, first_members, open_tar, tars_in, walk
 
@@ -43,6 +44,7 @@ class ClassTars(Source):
             ),
         )
         scan.saw(self.root)
+        refuse_split_tars(self.root, [path.stem for path in tars])
         for path in tars:
             with open_tar(path) as stream:
                 members = list(walk(stream, str(path), junk=scan.junk))
@@ -51,6 +53,7 @@ class ClassTars(Source):
                     f"{path} holds tars, not the images of a class: if it is the archive of all "
                     f"classes, use --source {path}"
                 )
+            refuse_split_tar(self.root, path.stem, [member.name for member in members])
             file = scan.container(path, "bytes")
             scan.add_class(path.stem, class_images(members, str(path)), file)
         scan.finish(names=class_names(self.root))
@@ -107,6 +110,7 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
         scan.add_class(outer.stem, class_images(members, where, f"{outer.name}/"), file)
     if not classes:
         raise SourceError(f"{path} holds no <class>.tar; {WholeTar.looks_like}")
+    refuse_split_tars(path, sorted(classes))
     _say_left_out(str(path), left_out)
     return classes
 

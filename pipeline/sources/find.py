@@ -12,7 +12,7 @@ from pipeline.sources.junk import is_junk
 _FEW = 16
 _NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\D*)\Z", re.DOTALL)
 _TOTAL = re.compile(r"-of-(\d+)")
-_FAR_APART = 1000
+_FAR_APART = 50
 
 
 def only(root: Path, found: Sequence[Path]) -> Path:
@@ -39,6 +39,15 @@ def few_subfolders(root: Path) -> list[Path]:
 def visible_files(root: Path) -> list[Path]:
     """Sorted files of a folder but hidden ones and the like."""
     return sorted(p for p in root.iterdir() if p.is_file() and not is_junk(p.name))
+
+
+def refuse_broken_link(path: Path) -> None:
+    """SourceError for a link to nothing, as a cache of the hub has them without its blobs."""
+    if path.is_symlink() and not path.exists():
+        raise SourceError(
+            f"{path} is a broken link (to {path.readlink()}): download it again, or copy what it "
+            "links to with it (cp -L)"
+        )
 
 
 def natural(name: str) -> list[int | str]:

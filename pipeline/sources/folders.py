@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
+from pipeline.sources.find import subfolders
 from pipeline.sources.index import Scan, some
 from pipeline.sources.junk import is_junk, junk_kind
 from pipeline.sources.levels import of_test, split_folders, split_of
@@ -26,7 +27,7 @@ class ClassFolders(Source):
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """Any folder that holds a folder: the last resort, which says itself what is amiss."""
-        return root.is_dir() and any(entry.is_dir() for entry in os.scandir(root))
+        return bool(subfolders(root))
 
     def scan(self, scan: Scan) -> None:
         """Sorted by split, class, then path within the class folder."""

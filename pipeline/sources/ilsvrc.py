@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.sources.base import Source
 from pipeline.sources.class_tars import scan_inner_tars
+from pipeline.sources.find import refuse_broken_link
 from pipeline.sources.index import Scan
 from pipeline.sources.names import class_names
 from pipeline.sources.tar import Member, open_tar, refuse_twice, walk
@@ -44,6 +45,8 @@ class IlsvrcTars(Source):
     def scan(self, scan: Scan) -> None:
         """Train, then val, as packed."""
         train, val = self.root / TRAIN, self.root / VAL
+        for name in (TRAIN, VAL, DEVKIT):
+            refuse_broken_link(self.root / name)
         if not train.is_file():
             raise SourceError(f"{self.root} has {VAL} but no {TRAIN}: download it, too{_FROM}")
         devkit = self._devkit(needed=val.is_file())

@@ -3,7 +3,8 @@
 import logging
 import os
 import re
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from pipeline.errors import SourceError
 from pipeline.sources.find import subfolders
@@ -39,6 +40,7 @@ def split_folders(root: Path) -> dict[str, Path]:
             found.setdefault(split, []).append(folder.name)
     if not found:
         _refuse_likely_splits(root, folders)
+        _refuse_splits_within(root, folders)
         _say_what_is_alike(root, folders)
         return {}
     if stray := [folder.name for folder in folders if not split_of(folder.name)]:
@@ -76,6 +78,26 @@ def of_test(splits: dict[str, Path], classes: list[str]) -> dict[str, Path]:
     return rest | {"val": test}
 
 
+def refuse_split_tars(where: object, stems: Iterable[str]) -> None:
+    """SourceError if all tars that should be classes are called as splits."""
+    stems = list(stems)
+    if stems and all(map(split_of, stems)):
+        raise _split_tars(where, stems)
+
+
+def refuse_split_tar(where: object, stem: str, members: Iterable[str]) -> None:
+    """SourceError if a tar that should be a class is called as a split and holds folders."""
+    if _WORD.search(_words(stem)) and len({PurePosixPath(name).parent for name in members}) > 1:
+        raise _split_tars(where, [stem])
+
+
+def _split_tars(where: object, stems: list[str]) -> SourceError:
+    return SourceError(
+        f"{where} has {some([f'{stem}.tar' for stem in stems])}: named as splits, not classes. "
+        "Unpack each into a folder of its name (train, val), and name the folder that holds these"
+    )
+
+
 def _refuse_likely_splits(root: Path, folders: list[Path]) -> None:
     """`seg_train`, `seg_test`, `imagenet21k_train`: folders of classes, not classes."""
     likely = [f.name for f in folders if _WORD.search(_words(f.name)) and _of_folders(f)]
@@ -86,6 +108,18 @@ def _refuse_likely_splits(root: Path, folders: list[Path]) -> None:
             "name one with --source. If they are classes, put all into a folder train: "
             f"{root / 'train' / likely[0]}"
         )
+
+
+def _refuse_splits_within(root: Path, folders: list[Path]) -> None:
+    """`images/train`, or `cat/train` and `cat/test`: val and test would be trained on."""
+    for folder in folders[:_LOOKED_AT]:
+        inner = [f.name for f in subfolders(folder) if split_of(f.name)]
+        if len({split_of(name) for name in inner}) > 1:
+            raise SourceError(
+                f"{root}: {folder.name} holds {some(inner)}, which are splits. If the classes are "
+                f"in these, use --source {folder}; splits of each class have to be outside, as "
+                f"{root / 'train' / '<class>'}"
+            )
 
 
 def _say_what_is_alike(root: Path, folders: list[Path]) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
 from pipeline.sources.base import Source
-from pipeline.sources.find import few_subfolders, natural, only
+from pipeline.sources.find import few_subfolders, gaps, natural, only, refuse_broken_link
 from pipeline.sources.index import Container, Place, Scan, some
 from pipeline.sources.levels import SPLIT_NAMES
 from pipeline.sources.names import numbered_classes
@@ -59,7 +59,8 @@ class Parquet(Source):
         if other:
             log.warning("%s: left out, as no split is in the name: %s", folder, some(sorted(other)))
         parts = _parts(folder)
-        _refuse_broken_links(parts)
+        for part in parts:
+            refuse_broken_link(part.path)
         _refuse_irregular(parts)
         parts = _split_of_test(parts)
         _warn_of_missing(parts)
@@ -122,16 +123,6 @@ def _parts(folder: Path) -> list[_Part]:
     return [part for parts in found.values() for part in parts]
 
 
-def _refuse_broken_links(parts: list[_Part]) -> None:
-    """As a cache of the hub has them, whose blobs have been deleted or not copied."""
-    for part in parts:
-        if not part.path.exists():
-            raise SourceError(
-                f"{part.path} is a broken link (to {part.path.readlink()}): download it again, or "
-                "copy the cache with what its links name (cp -L)"
-            )
-
-
 def _refuse_irregular(parts: list[_Part]) -> None:
     """To open a pipe takes for ever, and a folder is no file."""
     if irregular := [str(part.path) for part in parts if not part.path.is_file()]:
@@ -160,7 +151,10 @@ def _has_labels(path: Path) -> bool:
 
 
 def _warn_of_missing(parts: list[_Part]) -> None:
-    """`train-00003-of-00294` that is not there."""
+    """`train-00003-of-00294` that is not there, or `train-3` between 2 and 4."""
+    plain = [part.path.name for part in parts if not _PART.search(part.path.name)]
+    if missing := gaps(plain):
+        log.warning("%s: files are missing: %s", parts[0].path.parent, some(missing))
     numbers: dict[tuple[str, int], set[int]] = {}
     for part in parts:
         if match := _PART.search(part.path.name):

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from pipeline.errors import SourceError
+from pipeline.sources.find import refuse_broken_link
 from pipeline.sources.gzipped import DamagedGzipError, Gunzip, is_gzip
 from pipeline.sources.junk import is_junk, junk_in
 
@@ -210,7 +211,10 @@ def tars_in(folder: Path) -> list[Path]:
     """Sorted visible `*.tar` of a folder; none if it is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.glob("*.tar") if p.is_file() and not is_junk(p.name))
+    found = sorted(path for path in folder.glob("*.tar") if not is_junk(path.name))
+    for path in found:
+        refuse_broken_link(path)
+    return [path for path in found if path.is_file()]
 
 
 def class_images(members: Sequence[Member], where: str, prefix: str = "") -> list[Image]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.console import printable
 from pipeline.errors import SourceError
 from pipeline.files import sync_directory
 from pipeline.format import manifest
@@ -255,12 +256,13 @@ class Run:
 
     def _refuse_too_many_bad(self) -> None:
         if self.tally.bad > self.max_bad:
-            shown = "; ".join(f"{sample}: {reason}" for sample, reason in self.tally.first_bad)
+            shown = [f"\n  {printable(': '.join(pair))}" for pair in self.tally.first_bad]
+            shown += ["\n  …"] * (self.tally.bad > len(shown))
             raise SourceError(
                 f"{self.tally.bad} images so far cannot be used, more than --max-bad "
-                f"{self.max_bad}: "
-                f"{shown}{'; …' if self.tally.bad > SHOWN_BAD else ''}. Repair or remove them, or "
-                "give a larger --max-bad, with which the same command goes on"
+                f"{self.max_bad}:{''.join(shown)}\nRepair or remove them, or give a larger "
+                "--max-bad, with which the same command goes on; with --report-bad it lists them "
+                "all at its end"
             )
 
     def _refuse_nothing_written(self) -> None:

@@ -9,7 +9,7 @@ from pipeline.preparation import Preparation
 from pipeline.sources.index import SPLITS
 from pipeline.stage.worker import Chunk, Errors, Moments
 
-SHOWN_BAD = 5
+SHOWN_BAD = 20
 
 
 @dataclass
