@@ -24,6 +24,7 @@ from trainer.methods.views import Views
 from trainer.models.air import WhiteningStem
 from trainer.process.world import World
 from trainer.recipes.recipe import Augment, Optimizer, Recipe, Schedule
+from trainer.run.guard import Statistics
 from trainer.run.setup import AlternatingFlips
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -61,6 +62,23 @@ def test_the_stem_whitens_the_patches_it_was_fitted_to() -> None:
     assert torch.allclose(own @ own.T / own.shape[1], torch.eye(12), atol=1e-3)
     assert torch.equal(found[12:], -own)
     assert "weight" not in dict(stem.named_parameters())
+
+
+@pytest.mark.parametrize("skipped", [1.0, 0.0])
+def test_buffers_of_any_layout_are_put_back_after_a_step_that_does_not_count(
+    skipped: float,
+) -> None:
+    network = air(16, width=4).to(memory_format=torch.channels_last)
+    network.stem.fit(torch.randn(50, 3, 16, 16))  # type: ignore[union-attr, operator]
+    statistics = Statistics(network)
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    statistics.keep()
+    network(torch.randn(8, 3, 16, 16))
+    after = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    statistics.restore(torch.tensor(skipped))
+    expected = before if skipped else after
+    assert all(torch.equal(value, expected[name]) for name, value in network.named_buffers())
 
 
 def test_convolutions_pass_on_what_comes_in() -> None:

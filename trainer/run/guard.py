@@ -66,29 +66,35 @@ class Statistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._alike = _by_dtype([b for b in network.buffers() if b is not None])
-        self._before = [torch.cat([b.flatten() for b in alike]) for alike in self._alike]
-        self._now = [torch.empty_like(before) for before in self._before]
-        self._parts = [_like(now, alike) for now, alike in zip(self._now, self._alike, strict=True)]
+        alike = _by_dtype([b for b in network.buffers() if b is not None])
+        self._kinds = [(buffers, _Flat(buffers), _Flat(buffers)) for buffers in alike]
 
     def keep(self) -> None:
         """Remember the buffers as they are now."""
-        for alike, before in zip(self._alike, self._before, strict=True):
-            torch.cat([b.flatten() for b in alike], out=before)
+        for buffers, before, _ in self._kinds:
+            torch._foreach_copy_(before.parts, buffers)
 
     def restore(self, skipped: Tensor) -> None:
         """Put back what was kept, if the step must not count."""
-        each = zip(self._alike, self._before, self._now, self._parts, strict=True)
-        for alike, before, now, parts in each:
-            torch.cat([b.flatten() for b in alike], out=now)
-            torch.where(skipped > 0, before, now, out=now)
-            torch._foreach_copy_(alike, parts)
+        for buffers, before, now in self._kinds:
+            torch._foreach_copy_(now.parts, buffers)
+            torch.where(skipped > 0, before.whole, now.whole, out=now.whole)
+            torch._foreach_copy_(buffers, now.parts)
 
 
-def _like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
-    """Views of the parts of `flat`, in the shapes of `tensors`."""
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+class _Flat:
+    """Room for tensors of one dtype in one: `whole`, and views of it in their shapes and strides,
+    without which copying a list falls apart into a kernel for each of its tensors.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        sizes = [tensor.numel() for tensor in tensors]
+        self.whole = tensors[0].new_empty(sum(sizes))
+        parts = torch.split(self.whole, sizes)
+        self.parts = [
+            part.as_strided(t.shape, t.stride(), part.storage_offset())
+            for part, t in zip(parts, tensors, strict=True)
+        ]
 
 
 @torch.no_grad()

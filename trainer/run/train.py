@@ -69,14 +69,10 @@ class Trainer:
         stop: StopRequest,
         weights: Path | None = None,
     ) -> None:
-        self.spec, self.data, self.recipe, self.run = (
-            spec,
-            data,
-            spec.recipe,
-            RunDir(spec.directory),
-        )
-        self.world, self.stop, self.execution = world, stop, spec.execution
-        recipe, run, execution = self.recipe, self.run, self.execution
+        self.spec, self.data, self.world, self.stop = spec, data, world, stop
+        self.run = run = RunDir(spec.directory)
+        self.recipe = recipe = spec.recipe
+        self.execution = execution = spec.execution
         self.plan = make_plan(recipe, data, world)
         self.normaliser = Normaliser(data.manifest, spec.planes).to(world.device)
         network = build_network(recipe, data.manifest, len(spec.planes))
@@ -261,7 +257,9 @@ class Trainer:
         """Evaluate the epoch that has ended; keep its weights if they are the best."""
         state, found = self.progress, None
         if chooser is not None:
-            found = self._evaluate(self._predictor(), chooser)
+            network = self.stepper.evaluated()  # which sees each image once
+            predictor = Predictor(network, self.normaliser, self.stepper.dtype).eval()
+            found = self._evaluate(predictor, chooser)
             if found is None:
                 self.kept.save()
                 raise self._stopped()
@@ -279,10 +277,6 @@ class Trainer:
                 f"{self.run.path}: the network's answers on {split} are not finite after step "
                 f"{self.progress.step}: remove the directory, and try a lower optimizer.lr"
             )
-
-    def _predictor(self) -> Predictor:
-        """Of the network as it is, which sees each image once."""
-        return Predictor(self.stepper.evaluated(), self.normaliser, self.stepper.dtype).eval()
 
     def _evaluate(self, predictor: Predictor, split: Feed) -> Metrics | None:
         """None if a stop was asked for meanwhile."""
@@ -359,9 +353,7 @@ class Trainer:
             "parameters": sum(p.numel() for p in network.parameters()),
         }
         manifest, planes = self.data.manifest, self.spec.planes
-        predictor = make_predictor(
-            self.stepper.evaluated(), self.recipe, manifest, planes, self.world.device
-        )
+        predictor = make_predictor(network, self.recipe, manifest, planes, self.world.device)
         for split in manifest.counts:
             if split != "train" and manifest.written(split):
                 found = self._evaluate(predictor, self._test_loader(split))
