@@ -58,20 +58,22 @@ class Study:
     def recipe(self, member: Member, cost: float, seed: int) -> Recipe:
         """Of a network that may cost so many units."""
         found = resolve("ours/air").recipe
-        width = max(1, round(self.width * member.width))
-        found = replace(found, model_args={"width": width, "pools": member.pools})
+        found = replace(found, model_args={"width": self.width_of(member), "pools": member.pools})
         samples = self.data("whole").manifest.written("train")
         batch = min(found.batch_size, samples)
         units = self.flops(Member("whole", (0,), 1.0)) / self.flops(member)
-        steps = round(cost * units * self.epochs * (samples // batch))
-        steps = max(8, steps)
+        steps = max(8, round(cost * units * self.epochs * (samples // batch)))
         return replace(
             found, epochs=0, iterations=steps, eval_every=steps, batch_size=batch, seed=seed
         )
 
+    def width_of(self, member: Member) -> int:
+        """Channels of its first block."""
+        return max(1, round(self.width * member.width))
+
     def flops(self, member: Member) -> int:
         """Of a forward pass of one sample."""
-        width = max(1, round(self.width * member.width))
+        width = self.width_of(member)
         found = self.data(member.data).manifest
         channels, size, _ = found.preparation.input_shape
         channels *= len(member.planes)
@@ -185,8 +187,8 @@ def conclude(
         weights["geometric"] = fuse.geometric(calib, calib_labels)[0]
         weights["published"] = fuse.geometric(val, val_labels)[0]  # ranks and q from val: it leaks
     weights["learned"] = fuse.learned(calib, calib_labels)
-    methods = {}
-    for name, vector in weights.items():
+    methods, hits = {}, np.empty(0, np.bool_)
+    for name, vector in weights.items():  # learned is the last
         fused = fuse.fuse(val, vector)
         hits = fused.argmax(1) == val_labels
         methods[name] = {
@@ -194,7 +196,6 @@ def conclude(
             "nll": round(fuse.nll(fused, val_labels), 4),
             "calib_top1": round(fuse.top1(fuse.fuse(calib, vector), calib_labels), 4),
         }
-    learned = fuse.fuse(val, weights["learned"]).argmax(1) == val_labels
     flops = [
         3 * study.flops(member) * network.recipe.batch_size * figure["steps"]
         for member, network, figure in zip(cell.members, members, figures, strict=True)
@@ -212,13 +213,13 @@ def conclude(
         "alone_top1": [round(fuse.top1(each, val_labels), 4) for each in val],
         "weights": [round(float(w), 4) for w in weights["learned"]],
         **methods,
-        "hits": base64.b64encode(np.packbits(learned).tobytes()).decode(),
+        "hits": base64.b64encode(np.packbits(hits).tobytes()).decode(),
     }  # fmt: skip
 
 
 def carry_on(study: Study, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All cells that are not there yet, a line of each as soon as its last network is trained."""
-    done = {(line["cell"], line["cost"], line["seed"]) for line in lines(options.out)}
+    done = finished(options.out)
     wanted = [
         (cell, seed)
         for cell in chosen(options.only)
@@ -270,6 +271,11 @@ def chosen(words: str | None) -> list[Cell]:
     return [cell for cell in cells() if cell.name in wanted or f"x{cell.cost:g}" in wanted]
 
 
+def finished(path: Path) -> set[tuple[str, float, int]]:
+    """(cell, cost, seed) of each line."""
+    return {(line["cell"], line["cost"], line["seed"]) for line in lines(path)}
+
+
 def lines(path: Path) -> list[dict[str, Any]]:
     """What a study has found so far."""
     if not path.exists():
@@ -301,7 +307,7 @@ def main() -> None:
         print(table(found)) if options.table else plot(found, options.plot)
         return
     if options.list:
-        done = {(line["cell"], line["cost"], line["seed"]) for line in lines(options.out)}
+        done = finished(options.out)
         for cell in chosen(options.only):
             have = sum((cell.name, cell.cost, seed) in done for seed in range(options.seeds))
             print(f"{have}/{options.seeds}  x{cell.cost:<5g} {cell.name:<20} {cell.why}")

@@ -52,7 +52,7 @@ class Cell:
 
 def _planes(data: str, count: int, **args: Any) -> tuple[Member, ...]:
     """A network a plane, each with the same share."""
-    return tuple(Member(data, (k,), 1 / count, **args) for k in range(count))
+    return _groups(data, [(k,) for k in range(count)], **args)
 
 
 def _groups(data: str, groups: Sequence[tuple[int, ...]], **args: Any) -> tuple[Member, ...]:
