@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 _ADVICE = {
@@ -69,3 +70,9 @@ def refuse_undecodable(path: str | Path, kind: type[SpectralError]) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise kind(f"the name {escaped(path)} is not valid UTF-8: rename it") from error
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -3,7 +3,7 @@
 import unicodedata
 from collections.abc import Iterable
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 
 _OTHERWISE = (
     "written with other bytes (macOS takes letters and accents apart, NFD): rename all alike, as "
@@ -16,8 +16,7 @@ def refuse_unknown(folder: object, names: Iterable[str], known: Iterable[str], w
     known = set(known)
     if not (stray := sorted(set(names) - known)):
         return
-    shown = f"{', '.join(stray[:5])}{f' and {len(stray) - 5} more' if len(stray) > 5 else ''}"
-    said = f"{folder} has classes that {where} lacks: {shown}"
+    said = f"{folder} has classes that {where} lacks: {some(stray)}"
     if {_composed(name) for name in stray} & {_composed(name) for name in known}:
         said += f". Some look alike but are {_OTHERWISE}"
     raise SourceError(said)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources import cifar_files
 from pipeline.sources.base import Source
 from pipeline.sources.cifar_files import BINARY, DAMAGE, PIXELS, PYTHON, VARIANTS, Variant
-from pipeline.sources.index import Scan, some
+from pipeline.sources.index import Scan
 
 SHAPE = (32, 32, 3)
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import SourceError
-from pipeline.sources.index import some
+from pipeline.errors import SourceError, some
 from pipeline.sources.pickles import load_pickle, text
 
 PIXELS = 32 * 32 * 3  # bytes of an image: planes red, green, blue

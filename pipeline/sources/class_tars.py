@@ -1,16 +1,16 @@
 """ImageNet-21K and its like: a tar for each class, in a folder or in one large archive."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.base import Source
+from pipeline.sources.find import subfolders
 from pipeline.sources.gzipped import Gunzip, is_gzip, points_of
-from pipeline.sources.index import Scan, some
-from pipeline.sources.junk import is_junk, junk_kind
+from pipeline.sources.index import Scan
+from pipeline.sources.junk import visible
 from pipeline.sources.levels import refuse_split_tar, refuse_split_tars
 from pipeline.sources.names import FILES, class_names
 from pipeline.sources.tar import Stream, class_images, first_members, open_tar, tars_in, walk
@@ -27,22 +27,14 @@ class ClassTars(Source):
     @classmethod
     def recognises(cls, root: Path) -> bool:
         """Tars, and no folders beside them."""
-        return bool(tars_in(root)) and not any(_visible_folder(e) for e in os.scandir(root))
+        return bool(tars_in(root)) and not subfolders(root)
 
     def scan(self, scan: Scan) -> None:
         """Sorted by class; within a class as packed."""
         tars = tars_in(self.root)
         taken = {path.name for path in tars}
-        kinds = (junk_kind(entry.name) for entry in os.scandir(self.root))
-        scan.junk.update(kind for kind in kinds if kind is not None)
-        _say_left_out(
-            str(self.root),
-            sorted(
-                entry.name
-                for entry in os.scandir(self.root)
-                if not is_junk(entry.name) and entry.name not in FILES and entry.name not in taken
-            ),
-        )
+        names = {entry.name for entry in visible(self.root, scan.junk)}
+        _say_left_out(str(self.root), sorted(names - {*FILES} - taken))
         scan.saw(self.root)
         refuse_split_tars(self.root, [path.stem for path in tars])
         for path in tars:
@@ -118,7 +110,3 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
 def _say_left_out(where: str, names: list[str]) -> None:
     if names:
         log.warning("%s: left out, as they are no <class>.tar: %s", where, some(names))
-
-
-def _visible_folder(entry: "os.DirEntry[str]") -> bool:
-    return entry.is_dir() and not is_junk(entry.name)

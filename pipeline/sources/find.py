@@ -1,13 +1,11 @@
 """Several places where a source may lie in, the one that is meant out."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import SourceError
-from pipeline.sources.index import some
-from pipeline.sources.junk import is_junk
+from pipeline.errors import SourceError, some
+from pipeline.sources.junk import visible
 
 _FEW = 16
 _NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\D*)\Z", re.DOTALL)
@@ -26,7 +24,7 @@ def subfolders(root: Path) -> list[Path]:
     """Sorted folders in `root`, without hidden ones and the like; none if it is a file."""
     if not root.is_dir():
         return []
-    found = [e.name for e in os.scandir(root) if e.is_dir() and not is_junk(e.name)]
+    found = [entry.name for entry in visible(root) if entry.is_dir()]
     return [root / name for name in sorted(found)]
 
 
@@ -38,7 +36,7 @@ def few_subfolders(root: Path) -> list[Path]:
 
 def visible_files(root: Path) -> list[Path]:
     """Sorted files of a folder but hidden ones and the like."""
-    return sorted(p for p in root.iterdir() if p.is_file() and not is_junk(p.name))
+    return sorted(root / entry.name for entry in visible(root) if entry.is_file())
 
 
 def refuse_broken_link(path: Path) -> None:

@@ -1,16 +1,15 @@
 """Folders of image files in, one folder a class."""
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
 from pipeline.sources.find import subfolders
-from pipeline.sources.index import Scan, some
-from pipeline.sources.junk import is_junk, junk_kind
+from pipeline.sources.index import Scan
+from pipeline.sources.junk import visible
 from pipeline.sources.levels import of_test, split_folders, split_of
 from pipeline.sources.names import class_names
 
@@ -63,7 +62,7 @@ def class_images(folder: Path, scan: Scan, *, required: bool, but: str = "/") ->
 def _refuse_level_above(folder: Path, classes: list[str]) -> None:
     """All folders of a data set would become one class."""
     inner = folder / classes[0]
-    entries = [entry for entry in os.scandir(inner) if not is_junk(entry.name)]
+    entries = visible(inner)
     if len(classes) == 1 and entries and all(entry.is_dir() for entry in entries):
         raise SourceError(
             f"{folder} has one class, {inner.name}, of folders alone: "
@@ -83,10 +82,7 @@ def class_folder_names(folder: Path, junk: Counter[str] | None = None) -> list[s
 
     junk: counts what is passed over.
     """
-    if junk is not None:
-        kinds = (junk_kind(name) for name in os.listdir(folder))
-        junk.update(found for found in kinds if found is not None)
-    entries = [e for e in os.scandir(folder) if not is_junk(e.name)]
+    entries = visible(folder, junk)
     names = sorted(e.name for e in entries if e.is_dir())
     if not names:
         flat = _FLAT_VAL if entries and split_of(folder.name) == "val" else ""
@@ -107,10 +103,7 @@ def _known_names(root: Path, classes: list[str]) -> dict[str, str] | None:
 
 def _walk(folder: Path, scan: Scan, within: str = "") -> Iterator[str]:
     scan.saw(folder)
-    for entry in os.scandir(folder):
-        if (junk := junk_kind(entry.name)) is not None:
-            scan.junk[junk] += 1
-            continue
+    for entry in visible(folder, scan.junk):
         if entry.is_file():
             yield within + entry.name
         elif entry.is_dir():

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
 from pipeline.sources.class_tars import scanned
 from pipeline.sources.find import few_subfolders, only, subfolders
 from pipeline.sources.folders import class_folder_names, class_images
-from pipeline.sources.index import Scan, some
+from pipeline.sources.index import Scan
 from pipeline.sources.names import class_names
 from pipeline.sources.tar import Member, first_members, walk
 from pipeline.sources.tar import class_images as packed_images

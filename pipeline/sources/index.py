@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DamagedError, SourceError, escaped, refuse_undecodable
+from pipeline.errors import DamagedError, SourceError, escaped, refuse_undecodable, some
 from pipeline.files import sync_directory
 from pipeline.sources.alike import refuse_look_alikes
 from pipeline.sources.junk import counted
@@ -327,9 +327,3 @@ def stamp(path: Path) -> list[int]:
     """[size in bytes (0 of a folder), mtime in ns]."""
     found = path.stat()
     return [0 if path.is_dir() else found.st_size, found.st_mtime_ns]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,7 +1,8 @@
 """What systems and programs leave among people's images: known by name, never taken for images."""
 
+import os
 from collections import Counter
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 # fmt: off
 _NAMES = frozenset((
@@ -17,6 +18,14 @@ _ENDINGS = (":zone.identifier", "@synoeastream", "@synoresource")
 def is_junk(name: str) -> bool:
     """Whether a file or folder of this name is passed over: a hidden one, or a known one."""
     return junk_kind(name) is not None
+
+
+def visible(folder: Path, junk: Counter[str] | None = None) -> list["os.DirEntry[str]"]:
+    """What is in a folder, in no order, but for what is passed over, which is counted in `junk`."""
+    found = [(entry, junk_kind(entry.name)) for entry in os.scandir(folder)]
+    if junk is not None:
+        junk.update(kind for _, kind in found if kind is not None)
+    return [entry for entry, kind in found if kind is None]
 
 
 def junk_in(path: str) -> str | None:

@@ -1,15 +1,13 @@
 """Finds out which folders are splits and which are classes, or says why that cannot be told."""
 
 import logging
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.find import subfolders
-from pipeline.sources.index import some
-from pipeline.sources.junk import is_junk
+from pipeline.sources.junk import visible
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -139,7 +137,7 @@ def _words(name: str) -> str:
 
 def _of_folders(folder: Path) -> bool:
     """It holds folders, and nothing beside them."""
-    entries = [entry for entry in os.scandir(folder) if not is_junk(entry.name)]
+    entries = visible(folder)
     return bool(entries) and all(entry.is_dir() for entry in entries)
 
 

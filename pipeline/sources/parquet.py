@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, gaps, natural, only, refuse_broken_link
-from pipeline.sources.index import Container, Place, Scan, some
+from pipeline.sources.index import Container, Place, Scan
 from pipeline.sources.levels import SPLIT_NAMES
 from pipeline.sources.names import numbered_classes
 

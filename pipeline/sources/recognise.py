@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.base import Source
 from pipeline.sources.cifar import CifarBinary, CifarPython
 from pipeline.sources.class_tars import ClassTars, WholeTar
@@ -11,7 +11,6 @@ from pipeline.sources.idx import Idx
 from pipeline.sources.ilsvrc import IlsvrcTars
 from pipeline.sources.imagenet21kp import ImageNet21KP, ImageNet21KPTar
 from pipeline.sources.imagenetv2 import ImageNetV2Tar
-from pipeline.sources.index import some
 from pipeline.sources.junk import is_junk
 from pipeline.sources.parquet import Parquet
 from pipeline.sources.tiny import TinyImageNet

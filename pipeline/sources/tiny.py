@@ -1,15 +1,14 @@
 """Tiny-ImageNet as it unpacks, and with its val sorted into class folders as people do."""
 
-import os
 from pathlib import Path
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
 from pipeline.sources.find import few_subfolders, only, subfolders, visible_files
 from pipeline.sources.folders import class_folder_names, class_images
-from pipeline.sources.index import Scan, some
-from pipeline.sources.junk import is_junk
+from pipeline.sources.index import Scan
+from pipeline.sources.junk import visible
 from pipeline.sources.names import class_names
 from pipeline.sources.trees import add_flat, check_beside, wnid_of
 
@@ -81,8 +80,8 @@ def _add_val(scan: Scan, val: Path, wnids: list[str]) -> None:
         add_flat(scan, images, _read_annotations(annotations), wnids, annotations)
         return
     loose = [path.name for path in visible_files(where) if path.name != ANNOTATIONS]
-    if beside and images.is_dir() and (left := [n for n in os.listdir(images) if not is_junk(n)]):
-        loose += [f"{IMAGES}/{name}" for name in sorted(left)]
+    if beside and images.is_dir():
+        loose += [f"{IMAGES}/{name}" for name in sorted(entry.name for entry in visible(images))]
     if loose:
         raise SourceError(
             f"{where} has folders of classes and beside them {some(loose)}: move these into the "
@@ -114,7 +113,7 @@ def _add_sorted(scan: Scan, folder: Path, wnids: list[str], split: str) -> dict[
 def _refuse_outside(folder: Path, scan: Scan) -> None:
     """Images beside images/ would be left out in silence."""
     scan.saw(folder)
-    names = sorted(entry.name for entry in os.scandir(folder) if not is_junk(entry.name))
+    names = sorted(entry.name for entry in visible(folder))
     if stray := [n for n in names if n != IMAGES and not n.endswith(BOXES)]:
         raise SourceError(f"{folder} has {some(stray)} beside images/: move them away or into it")
 

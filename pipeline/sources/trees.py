@@ -5,12 +5,12 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.alike import refuse_unknown
 from pipeline.sources.base import Source
 from pipeline.sources.find import only, subfolders
 from pipeline.sources.folders import class_folder_names, class_images
-from pipeline.sources.index import Scan, some
+from pipeline.sources.index import Scan
 from pipeline.sources.names import class_names
 
 SOLUTION = "LOC_val_solution.csv"

@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.base import Source
 from pipeline.sources.find import gaps, natural, subfolders, visible_files
-from pipeline.sources.index import Scan, some
+from pipeline.sources.index import Scan
 from pipeline.sources.levels import SPLIT_NAMES
 from pipeline.sources.names import numbered_classes
 from pipeline.sources.tar import first_members, open_tar, tars_in, walk

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, some
 from pipeline.format import manifest
 from pipeline.format.beton import PARTIAL
-from pipeline.sources.index import SPLITS, some
+from pipeline.sources.index import SPLITS
 from pipeline.stage import samples
 
 JOURNAL = "journal"
