@@ -24,6 +24,7 @@ from trainer.methods.views import Views
 from trainer.models.air import WhiteningStem
 from trainer.process.world import World
 from trainer.recipes.recipe import Augment, Optimizer, Recipe, Schedule
+from trainer.record.weights import load_weights
 from trainer.run.guard import Statistics
 from trainer.run.setup import AlternatingFlips
 
@@ -202,7 +203,7 @@ def test_a_run_trains_on_planes_together(data: Path, tmp_path: Path) -> None:
     done = spectral_here(*command)
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.rglob("shard_00+01+02+03")
-    weights = torch.load(run / "best.pt", weights_only=True)["model"]
+    weights = load_weights(run / "best.safetensors").tensors
     assert weights["stem.weight"].shape == (96, 12, 2, 2)
     assert weights["stem.weight"].abs().sum() > 0
     listed = spectral_here("runs", "--runs", tmp_path, "0+1+2+3", "finished")

@@ -1,8 +1,8 @@
 """What is known of many runs: their logs, the list, the picture; damaged ones included."""
 
-import fcntl
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ROOT, spectral_here
-from trainer.record import runlog
+from trainer.record import runlog, status
 from trainer.record.runlog import Follower, valid_rows
+from trainer.record.status import Status
 from trainer.reports import plot
 from trainer.reports.report import duration
 
@@ -128,18 +129,13 @@ def test_the_list_tells_states_apart(tmp_path: Path) -> None:
     (group / "shard_00" / "result.json").write_text(json.dumps(RESULT))
     for k in range(1, 5):
         write(group / f"shard_{k:02d}", RESUMED)
-    failed = "--- 2026-01-01 cli train\nError: no luck\n--- failed: no luck\n"
-    (group / "shard_02" / "stderr.log").write_text(failed)
-    (group / "shard_03" / "stderr.log").write_text(failed)
-    write(group / "shard_03", RESUMED)  # trained again since
-    (group / "shard_04" / "stderr.log").write_text("Error: stopped\n--- stopped\n")
-    with (group / "shard_01" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        found = listed(tmp_path)
+    Status(group / "shard_01").update(state="training")
+    status.note_failure(group / "shard_02", "no luck")
+    Status(group / "shard_04").update(state="stopped")
+    found = listed(tmp_path)
     states = {shard: row["state"] for shard, row in found.items()}
     assert list(states) == [*"01234"]
-    assert [*states.values()] == ["finished", "running", "failed", "interrupted", "interrupted"]
-    assert listed(tmp_path)["1"]["state"] == "interrupted"  # the lock of one that has ended
+    assert [*states.values()] == ["finished", "running", "failed", "interrupted", "stopped"]
     assert (found["0"]["step"], found["0"]["calib_top1"], found["0"]["val_top1"]) == (40, 0.5, 0.25)
     assert (found["1"]["step"], found["1"]["calib_top1"], found["1"]["val_top1"]) == (20, 0.6, None)
     assert (found["1"]["dataset"], found["1"]["folder"], found["1"]["recipe"]) == GROUP.parts
@@ -150,6 +146,40 @@ def test_the_list_tells_states_apart(tmp_path: Path) -> None:
         {"finished", "40/40", "50.00%", "25.00%"} <= set(x.split()) for x in text.split("\n")
     )
     assert "shard_02 failed: no luck" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "age", "state"),
+    [
+        ({}, 0, "running"),
+        ({"pid": 2**22 - 1}, 0, "interrupted"),  # it was killed
+        ({"started": 1e9}, 0, "interrupted"),  # its number is another process' now
+        ({"host": "elsewhere"}, 0, "running"),
+        ({"host": "elsewhere"}, status.ALIVE + 60, "interrupted"),  # its machine has gone
+        ({"state": "starting"}, 0, "running"),
+    ],
+)
+def test_a_run_is_alive_while_its_process_is(
+    tmp_path: Path, changes: dict[str, object], age: float, state: str
+) -> None:
+    run = tmp_path / GROUP / "shard_01"
+    write(run, RESUMED)
+    Status(run).update(state="training")
+    path = run / status.NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    os.utime(path, (time.time() - age,) * 2)
+    assert listed(tmp_path)["1"]["state"] == state
+
+
+def test_a_process_that_lives_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "BEAT", 0.01)
+    running = Status(tmp_path)
+    os.utime(tmp_path / status.NAME, (1e9, 1e9))
+    with running.beating():
+        end = time.monotonic() + 20
+        while status.heard_of(tmp_path) < 2e9 / 2 + 1 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert status.heard_of(tmp_path) > 1.5e9
 
 
 def test_words_choose(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.test_crops import CPU, decoded
 from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
 from trainer.record.rundir import RunDir
+from trainer.record.weights import load_weights
 from trainer.run.evaluate import Metrics, metrics
 from trainer.run.network import load_network
 
@@ -103,7 +104,7 @@ def test_final_figures_are_of_the_mean_probabilities_of_ten_crops(shapes: Path, 
         assert abs(ten.nll - centre.nll) > 1e-3
         assert_same(result[split], ten)
         if split == "calib":
-            best = torch.load(run / "best.pt", weights_only=True)["progress"]["step"]
+            best = load_weights(run / "best.safetensors").facts["step"]
             rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
             (chosen,) = (row for row in rows if row["kind"] == "eval" and row["step"] == best)
             assert_same(chosen, centre)

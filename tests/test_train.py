@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+import trainer.run.fit
 import trainer.run.meter
-import trainer.run.train
 from pipeline.errors import DamagedError
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
@@ -89,8 +89,8 @@ def test_iterations_their_evaluations_and_the_speed_of_the_last(
 
     clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
     monkeypatch.setattr(trainer.run.meter, "time", clock)
-    monkeypatch.setattr(trainer.run.train, "evaluate", long_evaluation)
-    monkeypatch.setattr(trainer.run.train, "TIMED_STEPS", 4)
+    monkeypatch.setattr(trainer.run.fit, "evaluate", long_evaluation)
+    monkeypatch.setattr(trainer.run.fit, "TIMED_STEPS", 4)
     settings = (
         "--set",
         "epochs=0",
@@ -171,6 +171,7 @@ def test_a_checkpoint_from_elsewhere_is_never_unpickled(
     shutil.copytree(runs, copy)
     run = copy / SUB4 / LABEL / "shard_00"
     (run / "result.json").unlink()
+    (run / "previous.pt").unlink()
     torch.save({"model": Evil()}, run / "last.pt")
     for _ in range(2):
         done = train(data / SUB4, copy, "--shard", 0)
@@ -410,10 +411,10 @@ def test_a_finished_run_without_its_network_says_what_to_do(
     runs: Path, data: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(runs, tmp_path / "runs"))
-    (copy / SUB4 / LABEL / "shard_01" / "best.pt").unlink()
+    (copy / SUB4 / LABEL / "shard_01" / "best.safetensors").unlink()
     done = train(data / SUB4, copy, "--shard", 1)
     assert done.returncode == 1
-    assert "best.pt of a finished run is missing or damaged: remove" in done.stderr
+    assert "best.safetensors of a finished run is missing or damaged: remove" in done.stderr
 
 
 def test_damage_in_val_is_found_before_training(data: Path, tmp_path: Path) -> None:

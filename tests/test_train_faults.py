@@ -1,6 +1,7 @@
 """Run directories and shards that are not as they should be: said, and what to do."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.errors import DamagedError
 from pipeline.format.beton import BetonReader
 from tests.conftest import SUB4, Done, spectral_here
+from trainer.record import checkpoint
+from trainer.record.weights import load_weights, save_weights
 
 pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
 
@@ -66,20 +70,22 @@ def test_a_refused_command_leaves_the_directory_to_the_next(prepared: Path, tmp_
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbage"])
-def test_a_lost_best_pt_is_said_and_the_run_can_end(
+def test_a_lost_best_network_is_said_and_the_run_can_end(
     prepared: Path, tmp_path: Path, damage: str
 ) -> None:
     assert train(prepared, tmp_path / "runs").returncode == 0
     run = directory(prepared, tmp_path / "runs")
     (run / "result.json").unlink()
     if damage == "missing":
-        (run / "best.pt").unlink()
+        (run / "best.safetensors").unlink()
     else:
-        (run / "best.pt").write_bytes(b"garbage")
+        (run / "best.safetensors").write_bytes(b"garbage")
     done = train(prepared, tmp_path / "runs")
     assert done.returncode == 0, done.stderr
-    assert "best.pt is missing or damaged" in done.stderr
-    best, last = (torch.load(run / f, weights_only=True)["model"] for f in ("best.pt", "last.pt"))
+    assert "best.safetensors is missing, damaged or of another step" in done.stderr
+    best = load_weights(run / "best.safetensors").tensors
+    last = torch.load(run / "last.pt", weights_only=True)["model"]
+    assert best.keys() == last.keys()
     assert all(torch.equal(best[name], last[name]) for name in last)
 
 
@@ -141,3 +147,50 @@ def test_without_last_pt_the_one_before_is_used(prepared: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "last.pt is missing; going on from the one before" in done.stderr
     assert json.loads((run / "result.json").read_text())["val"] == before
+
+
+def test_the_best_network_is_that_of_the_life_that_goes_on(prepared: Path, tmp_path: Path) -> None:
+    """Killed between the best network and the checkpoint that speaks of it, at either side."""
+    assert train(prepared, tmp_path / "runs").returncode == 0
+    run = directory(prepared, tmp_path / "runs")
+    expected = load_weights(run / "best.safetensors")
+    (run / "result.json").unlink()
+    (run / "best.safetensors").rename(run / "best.new.safetensors")
+    assert train(prepared, tmp_path / "runs").returncode == 0
+    assert load_weights(run / "best.safetensors").digest == expected.digest
+    assert not (run / "best.new.safetensors").exists()
+    (run / "result.json").unlink()
+    other = {name: value + 1 for name, value in expected.tensors.items()}
+    save_weights(run / "best.new.safetensors", other, {"step": expected.facts["step"] + 1})
+    assert train(prepared, tmp_path / "runs").returncode == 0
+    assert load_weights(run / "best.safetensors").digest == expected.digest
+    assert not (run / "best.new.safetensors").exists()
+
+
+def test_a_changed_value_of_a_network_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(path, {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor(3)}, {"step": 4})
+    found = load_weights(path)
+    assert found.facts == {"step": 4}
+    assert torch.equal(found.tensors["a"], torch.arange(6.0).view(2, 3).t())
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match="not those that were written"):
+        load_weights(path)
+
+
+def test_a_disk_without_links_keeps_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    for step in range(3):
+        checkpoint.save_keeping(last, previous, {"model": {}, "step": step})
+        found = checkpoint.load_newest(last, previous, torch.device("cpu"))
+        assert found is not None
+        assert found["step"] == step
+    assert checkpoint.load(previous, torch.device("cpu"))["step"] == 1

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, SUB4
+from trainer.record.weights import load_weights
 
 pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
 
@@ -76,14 +77,14 @@ def tensors(value: object, name: str = "") -> dict[str, torch.Tensor]:
 def assert_same_end(runs: Path, undisturbed: Path) -> int:
     """Bit for bit: weights, averaged weights, momenta; and all figures. How many tensors."""
     compared = 0
-    for file in ("last.pt", "best.pt"):
-        found, expected = (
-            tensors(torch.load(run_directory(r) / file, weights_only=True))
-            for r in (runs, undisturbed)
-        )
+    for read in (
+        lambda run: torch.load(run / "last.pt", weights_only=True),
+        lambda run: load_weights(run / "best.safetensors").tensors,
+    ):
+        found, expected = (tensors(read(run_directory(r))) for r in (runs, undisturbed))
         assert found.keys() == expected.keys()
         for name, value in expected.items():
-            assert torch.equal(found[name], value), (file, name)
+            assert torch.equal(found[name], value), name
         compared += len(expected)
     results = [
         json.loads((run_directory(r) / "result.json").read_text()) for r in (runs, undisturbed)
@@ -182,14 +183,14 @@ def test_several_processes_train_as_one_would(data: Path, tmp_path: Path) -> Non
     assert status == 75, error
     torchrun(2, data, tmp_path / "2", *WITHOUT_BN)
     expected = curve(tmp_path / "1")
-    best = torch.load(run_directory(tmp_path / "1") / "best.pt", weights_only=True)["model"]
+    best = load_weights(run_directory(tmp_path / "1") / "best.safetensors").tensors
     result = json.loads((run_directory(tmp_path / "1") / "result.json").read_text())
     for runs in (tmp_path / "2", tmp_path / "3"):
         found = curve(runs)
         assert found.keys() == expected.keys()
         for step, loss in expected.items():
             assert found[step] == pytest.approx(loss, abs=1e-4), step
-        other = torch.load(run_directory(runs) / "best.pt", weights_only=True)["model"]
+        other = load_weights(run_directory(runs) / "best.safetensors").tensors
         for name, value in best.items():
             assert torch.allclose(value, other[name], atol=1e-4), name
         again = json.loads((run_directory(runs) / "result.json").read_text())

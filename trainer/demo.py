@@ -12,7 +12,7 @@ from trainer.jobs.shards import make_specs
 from trainer.process.device import pick_device
 from trainer.reports.report import table
 from trainer.run.carry_out import carry_out
-from trainer.run.train import ProgressBar
+from trainer.run.fit import ProgressBar
 
 RECIPE = "digits"
 NEXT = """

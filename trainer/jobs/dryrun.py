@@ -1,20 +1,17 @@
 """Says what a run would be, without starting it; nothing is written."""
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import closing
 
 import torch
 from torch import nn
 
 from pipeline.format import manifest
-from trainer.data.groups import open_split
-from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
-from trainer.methods.schedule import lr_at
 from trainer.process.device import pick_device
 from trainer.process.world import World
-from trainer.run.network import build_network, fit_stem
-from trainer.run.setup import make_augmenter, make_plan, remarks, total_steps
+from trainer.run.context import RunContext
+from trainer.run.setup import remarks
 from trainer.run.spec import RunSpec
 from trainer.run.step import Stepper
 
@@ -27,15 +24,10 @@ def dry_run(spec: RunSpec) -> Iterator[str]:
     """Parameters, steps, learning rates of a run; then one step on real images, for the first
     loss and the memory.
     """
-    recipe, planes, device = spec.recipe, spec.planes, pick_device()
     data = Prepared(spec.data, manifest.load(spec.data))
-    world = World(0, 1, device)
-    plan = make_plan(recipe, data, world)
-    network = build_network(recipe, data.manifest, len(planes))
-    stepper = Stepper(network, recipe, world)
-    normaliser = Normaliser(data.manifest, planes).to(device)
-    augmenter = make_augmenter(recipe, data, planes, plan, normaliser)
-    steps = total_steps(recipe, plan)
+    context = RunContext.build(spec, data, World(0, 1, pick_device()))
+    recipe, planes, plan, steps = context.recipe, spec.planes, context.plan, context.steps
+    stepper, network = context.stepper, context.stepper.network
     channels, height, width = data.manifest.preparation.input_shape
     shape = f"{len(planes) * channels}×{height}×{width}"
     yield (
@@ -44,13 +36,12 @@ def dry_run(spec: RunSpec) -> Iterator[str]:
     )
     yield f"would be {spec.directory}"
     yield f"{steps:,} steps, {plan.steps:,} an epoch, {steps / plan.steps:.1f} epochs"
-    yield "learning rate by step: " + _rates(recipe, steps, plan.steps)
+    yield "learning rate by step: " + _rates(context)
     yield from remarks(recipe, plan)
 
-    loader = open_split(data, "train", planes, batch_size=plan.batch, device=device)
-    fit_stem(network, normaliser, loader)
-    values, labels = next(loader.batches(plan.order(0)[: plan.batch]))
-    inputs, targets = augmenter(values, labels, 0, 0)
+    with closing(context.batches(context.open_feed(fresh=True), 0, 1)) as batches:
+        values, labels = next(batches)
+        inputs, targets = context.augmenter(values, labels, 0, 0)
     at_once = min(recipe.micro_batch or plan.batch, plan.batch)
     seen = min(at_once, _MOST)
     inputs, targets = inputs[:seen], [(labels[:seen], weight) for labels, weight in targets]
@@ -90,11 +81,10 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def _rates(recipe: Any, steps: int, per_epoch: int) -> str:
-    shown = sorted({round(i * (steps - 1) / (_POINTS - 1)) for i in range(_POINTS)})
-    peak = recipe.optimizer.lr
-    rates = [lr_at(recipe.schedule, peak, s, steps=steps, per_epoch=per_epoch) for s in shown]
-    return ", ".join(f"{step:,}: {rate:.3g}" for step, rate in zip(shown, rates, strict=True))
+def _rates(context: RunContext) -> str:
+    last = context.steps - 1
+    shown = sorted({round(i * last / (_POINTS - 1)) for i in range(_POINTS)})
+    return ", ".join(f"{step:,}: {context.lr(step):.3g}" for step in shown)
 
 
 class _SavedBytes:

@@ -19,6 +19,7 @@ from pathlib import Path
 from pipeline.errors import StoppedError
 from trainer.jobs.slots import Slot, environments
 from trainer.record import stderr
+from trainer.record.status import note_failure
 
 FAILED_GRACE = 5.0  # seconds that the other processes have when one has failed
 STOP_GRACE = 60.0  # seconds to write a checkpoint and end, when asked to
@@ -42,7 +43,7 @@ class Ended:
         """What stands in the job's stderr.log, for people and for `spectral runs`."""
         if self.status in (0, STOPPED):
             return "stopped" if self.status else "finished"
-        return f"{stderr.FAILED}{self.error}"
+        return f"failed: {self.error}"
 
 
 class Launched:
@@ -50,6 +51,7 @@ class Launched:
 
     def __init__(self, command: Sequence[str], slot: Slot, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
         self._deadline = float("inf")
         self._first_failed: int | None = None
         self._asked: set[int] = set()
@@ -78,11 +80,17 @@ class Launched:
                 self._end_within(STOP_GRACE if asked else FAILED_GRACE)
         if None not in statuses:
             ended = self._ended()
-            stderr.note(self._stderr[0], ended.described)
+            self._note(ended)
             return ended
         if time.monotonic() > self._deadline:
             self._signal(signal.SIGKILL)
         return None
+
+    def _note(self, ended: Ended) -> None:
+        """For people, in stderr.log; for `spectral runs`, what the processes could not say."""
+        stderr.note(self._stderr[0], ended.described)
+        if ended.status not in (0, STOPPED):
+            note_failure(self._directory, ended.error)
 
     def ask(self, number: int) -> None:
         """Ask all processes to end by a signal, once each; they are killed if they do not."""

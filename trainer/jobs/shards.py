@@ -22,8 +22,8 @@ from trainer.reports.report import figures, spread
 from trainer.run import setup
 from trainer.run.carry_out import carry_out, first_weights
 from trainer.run.execution import Execution
+from trainer.run.fit import ProgressBar
 from trainer.run.spec import NAME, RunSpec
-from trainer.run.train import ProgressBar
 
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
 
@@ -58,7 +58,7 @@ def make_specs(
     label = found.label
     if init is not None:
         init = init.absolute()
-        label += f"+init={init.stem}-{digest(init)[:6]}"  # every run has a best.pt
+        label += f"+init={init.stem}-{digest(init)[:6]}"  # every run has a best.safetensors
     if init_shard is not None:
         data.manifest.check_shard(init_shard)
     group = group_directory(runs, data, name or label).absolute()

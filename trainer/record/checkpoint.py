@@ -26,7 +26,10 @@ def save_keeping(path: Path, previous: Path, state: dict[str, Any]) -> None:
     if path.exists():
         link = previous.with_name(previous.name + ".partial")
         link.unlink(missing_ok=True)
-        os.link(path, link)
+        try:
+            os.link(path, link)
+        except OSError:  # some disks have no links; for a moment there is but the one before
+            link = path
         link.replace(previous)
     partial.replace(path)
 

@@ -2,22 +2,23 @@
 
 RUNS/<dataset>/<folder of the data>/<recipe>[+key=value…]/shard_07/ with recipe.toml, spec.json,
 manifest.json (a copy of the data's), origin.json, versions.json, log.jsonl, last.pt and the
-checkpoint before it, best.pt and, when it has finished, result.json.
+checkpoint before it, best.safetensors, status.json and, when it has finished, result.json.
 """
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import subprocess
-import time
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from pipeline import __version__
 from pipeline.errors import ConfigError, DamagedError
@@ -27,6 +28,10 @@ from pipeline.format.beton import digest
 from pipeline.format.manifest import Manifest
 from trainer.data.selection import Prepared
 from trainer.recipes.recipe import Recipe, build
+from trainer.record.status import is_active
+from trainer.record.status import read as read_status
+
+log = logging.getLogger(__name__)
 
 
 def group_directory(runs: Path, data: Prepared, label: str) -> Path:
@@ -74,7 +79,12 @@ class RunDir:
     @property
     def best(self) -> Path:
         """The weights with the best accuracy on calib."""
-        return self.path / "best.pt"
+        return self.path / "best.safetensors"
+
+    @property
+    def new_best(self) -> Path:
+        """Those that are to be the best once a checkpoint says so."""
+        return self.path / "best.new.safetensors"
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -89,7 +99,7 @@ class RunDir:
                 raise DamagedError(
                     f"{self.path / 'result.json'} is damaged: remove it and run the same again"
                 )
-            if not zipfile.is_zipfile(self.best):
+            if not _is_weights(self.best):
                 raise DamagedError(
                     f"{self.best} of a finished run is missing or damaged: remove {self.path} and "
                     "train this shard again"
@@ -154,22 +164,38 @@ class RunDir:
     def locked(self) -> Iterator[None]:
         """Hold this run against a second one; a crash releases it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            for attempt in (1, 2):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if attempt == 2:
-                        raise ConfigError(
-                            f"another process trains {self.path}: wait for it"
-                        ) from error
-                    time.sleep(0.2)  # `spectral runs` holds it for a moment
+        path = self.path / ".lock"
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise self._busy() from error
+            except OSError as error:  # ENOSYS, ENOLCK, EOPNOTSUPP: a disk without locks
+                log.warning(
+                    "%s: this disk has no locks (%s), so that a second process could train the "
+                    "same run at the same time", path, error.strerror,
+                )  # fmt: skip
+                if is_active(self.path):
+                    raise self._busy() from error
             yield
+
+    def _busy(self) -> ConfigError:
+        state = read_status(self.path)
+        where = f" ({state.host}, process {state.pid})" if state else ""
+        return ConfigError(f"another process trains {self.path}{where}: wait for it")
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json: from now on the run is finished."""
         write_json(self.path / "result.json", result)
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether a file of weights is there, in its full length."""
+    try:
+        with safe_open(path, "np"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def _same(recipe: Recipe, path: Path) -> bool:

@@ -3,7 +3,6 @@
 Nothing here is sure to be whole: a run may be under way, cut short, damaged, or not ours.
 """
 
-import fcntl
 import json
 import logging
 import time
@@ -13,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, describe
-from trainer.record import stderr
 from trainer.record.rundir import shard_of
 from trainer.record.runlog import NAME, Status, status
+from trainer.record.status import ACTIVE, is_active, read
 from trainer.reports.report import duration, of_total
 
 log = logging.getLogger(__name__)
@@ -25,7 +24,8 @@ log = logging.getLogger(__name__)
 class Run:
     """One run. None: not known. Accuracies are shares from 0 to 1, times are in seconds.
 
-    `state`: finished, running, failed (in a queue; `error` says why), interrupted or damaged.
+    `state`: finished, running, failed (`error` says why), stopped (all was saved), interrupted or
+    damaged. `host`: where it runs, or ran last.
     `seconds`: spent on training; of an unfinished run, since it was started or resumed last.
     """
 
@@ -45,6 +45,7 @@ class Run:
     images_per_s: float | None = None
     seconds: float | None = None
     updated: float | None = None
+    host: str | None = None
 
     def row(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -77,6 +78,7 @@ def _look(root: Path, directory: Path) -> Run | None:
     path = directory / NAME
     at = status(path) if path.exists() else Status()
     result, error = _result(directory / "result.json")
+    said = read(directory)
     return Run(
         directory=directory,
         dataset=dataset,
@@ -85,6 +87,7 @@ def _look(root: Path, directory: Path) -> Run | None:
         shard=shard,
         images_per_s=at.images_per_s,
         updated=at.time,
+        host=said.host if said else None,
         **(_of_log(directory, at, error) if result is None else _of_result(result)),
     )
 
@@ -121,12 +124,11 @@ def _of_result(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_log(directory: Path, at: Status, damage: str | None) -> dict[str, Any]:
-    failure = None if damage or is_running(directory) else _failure(directory)
-    state = "damaged" if damage else "running" if is_running(directory) else "interrupted"
+    state, error = ("damaged", damage) if damage else _state(directory)
     val = at.top1.get("val", {})
     return {
-        "state": "failed" if failure else state,
-        "error": damage or failure,
+        "state": state,
+        "error": error,
         "epoch": at.epoch,
         "epochs": at.epochs,
         "step": at.step,
@@ -137,24 +139,14 @@ def _of_log(directory: Path, at: Status, damage: str | None) -> dict[str, Any]:
     }
 
 
-def is_running(directory: Path) -> bool:
-    """Whether a process that lives trains there: it holds a lock."""
-    try:
-        with (directory / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _failure(directory: Path) -> str | None:
-    """What it failed with, if nothing has been trained since."""
-    path, trained = stderr.path_of(directory), directory / NAME
-    if path.exists() and trained.exists() and trained.stat().st_mtime > path.stat().st_mtime:
-        return None
-    return stderr.failure(directory)
+def _state(directory: Path) -> tuple[str, str | None]:
+    """What an unfinished run does, and what it failed with."""
+    if is_active(directory):
+        return "running", None
+    said = read(directory)
+    if said is None or said.state in ACTIVE:  # it was killed, or its machine has gone
+        return "interrupted", None
+    return said.state, said.error
 
 
 _COLUMNS = ("shard", "state", "epoch", "step", "calib", "val", "images/s", "time", "last row")

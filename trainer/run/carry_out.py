@@ -2,22 +2,28 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, SpectralError
+from pipeline.errors import ConfigError, StoppedError, describe
 from pipeline.format import manifest
 from trainer.data.loader import check_samples
 from trainer.data.selection import Prepared
 from trainer.process.device import make_deterministic, pick_device
-from trainer.process.stop import stop_requests
+from trainer.process.stop import StopRequest, stop_requests
 from trainer.process.world import World, joined
 from trainer.record.rundir import RunDir, shard_of
-from trainer.record.stderr import note_failure
+from trainer.record.status import Status
 from trainer.reports.report import figures
+from trainer.run.context import RunContext
+from trainer.run.fit import ProgressBar, final_figures, fit
+from trainer.run.recorder import Recorder
+from trainer.run.setup import remarks
 from trainer.run.spec import RunSpec
-from trainer.run.train import ProgressBar, Trainer
+from trainer.run.store import CheckpointStore
+
+log = logging.getLogger(__name__)
 
 
 def carry_out(spec: RunSpec, progress_bar: ProgressBar) -> str:
@@ -35,17 +41,32 @@ def carry_out(spec: RunSpec, progress_bar: ProgressBar) -> str:
         if not world.leads:
             logging.getLogger("trainer").setLevel(logging.ERROR)
             progress_bar = _silent
-        with run.locked() if world.leads else nullcontext(), _noted(run, world):
+        with run.locked() if world.leads else nullcontext(), _status(run, world) as status:
             weights = first_weights(spec, data)
             if world.leads:
                 run.check(recipe, data, spec.planes, weights)
-            trainer = Trainer(spec, data, world, stop, weights)
+            context = RunContext.build(spec, data, world, weights)
             if world.leads:
+                for line in remarks(recipe, context.plan):
+                    log.warning("%s: %s", context.name, line)
                 run.start(recipe, data, spec.planes, weights)
                 spec.save()
             world.wait()
-            result = trainer.train(progress_bar)
+            result = _train(context, stop, progress_bar, status)
+            if world.leads:
+                run.finish(result)
     return f"{run.path}: {figures(result)}" if world.leads else ""
+
+
+def _train(
+    context: RunContext, stop: StopRequest, progress_bar: ProgressBar, status: Status | None
+) -> dict[str, Any]:
+    """From the last checkpoint, if there is one, to the figures of the best network."""
+    store = CheckpointStore(context)
+    store.resume()
+    with closing(Recorder(context, store.progress, status)) as recorder:
+        fit(context, store, recorder, stop, progress_bar)
+        return final_figures(context, store, recorder, stop)
 
 
 def first_weights(spec: RunSpec, data: Prepared) -> Path | None:
@@ -71,15 +92,26 @@ def _check_planes(spec: RunSpec, data: Prepared) -> None:
 
 
 @contextmanager
-def _noted(run: RunDir, world: World) -> Iterator[None]:
-    """Keep why a run failed where `spectral runs` finds it."""
+def _status(run: RunDir, world: World) -> Iterator[Status | None]:
+    """Keep what the run is doing, and how it ended, where `spectral runs` finds it."""
+    if not world.leads:
+        yield None
+        return
+    status = Status(run.path)
     try:
-        yield
-    except (SpectralError, OSError) as error:
-        if world.leads:
-            with suppress(OSError):
-                note_failure(run.path, error)
+        with status.beating():
+            yield status
+    except BaseException as error:
+        with suppress(OSError):
+            if isinstance(error, StoppedError):
+                status.update(state="stopped")
+            elif isinstance(error, Exception):
+                known = describe(error) if isinstance(error, OSError) else str(error)
+                status.update(state="failed", error=known or type(error).__name__)
+            else:  # Ctrl-C: what was done since the last checkpoint is lost
+                status.update(state="interrupted")
         raise
+    status.update(state="finished")
 
 
 def _silent(name: str, total: int, unit: str) -> Any:

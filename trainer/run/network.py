@@ -16,8 +16,8 @@ from trainer.models.air import WhiteningStem
 from trainer.process.device import autocast_dtype, free_memory
 from trainer.recipes.cookbook import resolve
 from trainer.recipes.recipe import Recipe
-from trainer.record import checkpoint
 from trainer.record.rundir import RunDir
+from trainer.record.weights import load_weights
 from trainer.run.evaluate import Predictor
 
 _STEM_IMAGES, _STEM_VALUES = 5000, 2**26  # at most; Jordan 2024 takes 5,000 of CIFAR-10
@@ -53,9 +53,8 @@ def _build(recipe: Recipe, data: Manifest, planes: int) -> nn.Module:
 def load_network(run: RunDir, data: Manifest, device: torch.device, planes: int = 1) -> nn.Module:
     """The network of a run with its best weights, ready to predict."""
     network = build_network(recipe_of(run), data, planes)
-    state = checkpoint.load(run.best, torch.device("cpu"))["model"]
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(load_weights(run.best).tensors)
     except (RuntimeError, AttributeError) as error:
         raise ConfigError(f"{run.best} does not fit its recipe's network: {error}") from error
     return network.to(device).eval()

@@ -1,14 +1,16 @@
 """A file of weights in; a network that starts from them out, with what had to be refitted.
 
-Takes checkpoints of this tool and state dicts as torchvision and timm publish them. The first
+Takes the weights of a run, and state dicts as torchvision and timm publish them. The first
 convolution and the last linear layer may have other shapes there, all else has to fit.
 """
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, DamagedError
@@ -61,12 +63,18 @@ def _resampling(outputs: int, inputs: int) -> Tensor:
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _content(path)
     except OSError:
         raise
     except Exception as error:  # many types on damaged or foreign files
+        hint = ""
+        if "weights_only" in str(error):  # objects, which may run code when they are loaded
+            hint = (
+                "; it holds more than that: load it where you trust it, and save its state_dict "
+                "alone by torch.save or safetensors"
+            )
         raise DamagedError(
-            f"--init {path} cannot be loaded as plain tensors ({type(error).__name__})"
+            f"--init {path} cannot be loaded as plain tensors ({type(error).__name__}){hint}"
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -75,7 +83,19 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
     ):
         raise DamagedError(f"--init {path}: no state dict of a network in it")
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    return {
+        name.removeprefix("module.").removeprefix("_orig_mod."): value  # DDP's, torch.compile's
+        for name, value in content.items()
+    }
+
+
+def _content(path: Path) -> Any:
+    """Of a file of torch's, or of safetensors, whatever it is called."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":  # after the length of a header in JSON; torch's begin with PK or a pickle
+        return load(path.read_bytes())
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _ends(network: nn.Module) -> tuple[str, str]:
