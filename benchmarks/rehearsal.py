@@ -35,6 +35,7 @@ from common import images, report
 from PIL import Image
 
 from pipeline.sources.index import Index, RowReader, RowWriter
+from pipeline.stage.journal import load
 
 EVERY = 1.0  # seconds between looks
 
@@ -107,12 +108,8 @@ def memory(pid: int) -> tuple[float, float]:
 
 def rows_done(directory: Path) -> int:
     """What the journal says."""
-    try:
-        lines = (directory / "journal" / "commits.jsonl").read_bytes().splitlines()
-    except OSError:
-        return 0
-    found = [line for line in lines if b'"rows":' in line]
-    return int(found[-1].split(b'"rows":')[1].split(b",")[0]) if found else 0
+    state = load(directory / "journal" / "state")
+    return int(state["tally"]["rows"]) if state else 0
 
 
 def watch(
@@ -170,7 +167,7 @@ def invented(source: Path, out: Path, rows: int, seconds: float) -> dict[str, An
     run.kill()
     run.wait()
     for path in directory.rglob("*"):
-        if path.name in ("commits.jsonl", "outcomes"):
+        if path.name in ("state", "outcomes", "digests", "reasons.jsonl"):
             path.unlink()
     blow_up(directory / "journal", source, rows)
     looks, status = watch(words, directory, seconds)

@@ -4,10 +4,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 Advance = Callable[[int, str], None]
+ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]  # as `progress` is
 PLAIN_EVERY = 10.0  # seconds between plain lines
 
 

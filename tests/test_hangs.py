@@ -14,10 +14,9 @@ import pytest
 from pipeline.errors import WorkerError
 from pipeline.sources.index import Place
 from pipeline.stage import run
-from pipeline.stage.blame import Job, ended, out_of_time
+from pipeline.stage.blame import Job, Verdicts, ended, out_of_time
+from pipeline.stage.messages import Task
 from pipeline.stage.shared import READING
-from pipeline.stage.verdicts import Verdicts
-from pipeline.stage.worker import Task
 from tests.conftest import ROOT, SUB4, Done, spectral, spectral_here, write_class_folders
 from tests.test_prepare import TOY, children, wait_until
 from tests.test_restart import Cut
@@ -150,7 +149,7 @@ def begin(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "write", cut)
+        patch.setattr(run, "write", cut)
         with pytest.raises(Cut):
             spectral_here("prepare", "toy", "--source", source, *OPTIONS, "--out", out)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.format import beton_writer
 from tests.conftest import ROOT, SUB4, spectral_here
 from tests.test_prepare import children, files_of, wait_until
 from tests.test_restart import Cut, _nth, rows_done, small, words
@@ -67,6 +68,17 @@ def test_empty_paths_are_refused(source: Path, tmp_path: Path) -> None:
         assert "the path is empty" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """What a run leaves that is killed when all is written, and nothing is whole yet."""
+    out = tmp_path_factory.mktemp("cut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beton_writer.BetonWriter, "finish", _nth(beton_writer.BetonWriter.finish, 1))
+        with pytest.raises(Cut):
+            spectral_here(*small(source, out))
+    return out
+
+
 def damage(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 16
@@ -84,31 +96,32 @@ def damage(path: Path, at: int) -> None:
         lambda d: os.truncate(d / "journal" / "index.arrow", 100),
         lambda d: (d / "journal" / "index.arrow").unlink(),
         lambda d: (d / "journal" / "header").unlink(),
+        lambda d: (d / "journal" / "state").write_text("garbage"),
         lambda d: (d / "journal" / "header").write_text("garbage"),
         lambda d: (d / "journal" / "index.json").write_text("{"),
         lambda d: (d / "val" / "shard_02.beton.partial").unlink(),
     ],
 )
 def test_what_a_damaged_run_left_is_not_taken_up(
-    data: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    harm: Callable[[Path], None],
-) -> None:  # fmt: skip
-    """It is said, and --overwrite gives what it should."""
-    from pipeline.format import beton_writer
-
-    with monkeypatch.context() as patch:
-        finish = beton_writer.BetonWriter.finish
-        patch.setattr(beton_writer.BetonWriter, "finish", _nth(finish, 1))
-        with pytest.raises(Cut):
-            spectral_here(*small(source, tmp_path))
-    folder = tmp_path / SUB4
-    harm(folder)
+    cut_off: Path, source: Path, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    """It is said, and nothing is published."""
+    shutil.copytree(cut_off, tmp_path, dirs_exist_ok=True)
+    harm(tmp_path / SUB4)
     done = spectral_here(*small(source, tmp_path))
     assert done.returncode == 1
     assert "--overwrite" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.beton"))
+
+
+def test_overwrite_gives_what_it_should_whatever_was_left(
+    cut_off: Path, data: Path, source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(cut_off, tmp_path, dirs_exist_ok=True)
+    (tmp_path / SUB4 / "journal" / "header").write_text("garbage")
     assert spectral_here(*small(source, tmp_path), "--overwrite").returncode == 0
-    assert files_of(folder) == files_of(data / SUB4)
+    assert files_of(tmp_path / SUB4) == files_of(data / SUB4)
 
 
 @pytest.mark.parametrize(

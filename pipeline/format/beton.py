@@ -22,6 +22,7 @@ from pipeline.preparation import MOST_BYTES, Preparation
 
 VERSION = 2
 PAGE = MOST_BYTES  # no sample straddles a page, FFCV's process cache reads page-wise
+PIECE = 1 << 20  # bytes of a file under one digest: of as many a resumed run reads the last again
 PARTIAL = ".partial"
 
 HEADER = np.dtype(
@@ -92,14 +93,14 @@ def image_field(prep: Preparation) -> ImageField:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over the SHA-256 digests of a file's 8 MiB pages, in hexadecimal.
+    """SHA-256 over the SHA-256 digests of a file's pieces of 1 MiB, in hexadecimal.
 
-    Page-wise, so that a writer that fills pages in order never reads them again.
+    By pieces, so that a writer that fills them in order never reads them again.
     """
     outer = hashlib.sha256()
     with path.open("rb") as file:
-        while page := file.read(PAGE):
-            outer.update(hashlib.sha256(page).digest())
+        while piece := file.read(PIECE):
+            outer.update(hashlib.sha256(piece).digest())
     return outer.hexdigest()
 
 

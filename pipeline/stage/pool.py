@@ -15,17 +15,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection, reduction, resource_tracker
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pipeline.errors import WorkerError
 from pipeline.preparation import Preparation
-from pipeline.sources.index import Container
-from pipeline.stage.blame import Job, ended, out_of_time, signal_name
+from pipeline.sources.index import Index
+from pipeline.stage.blame import Job, Verdicts, ended, out_of_time, signal_name
+from pipeline.stage.messages import Answer, Chunk, Task
 from pipeline.stage.shared import BETWEEN, NOWHERE, SharedMemory, StartupErrors, Step
-from pipeline.stage.verdicts import Verdicts
-from pipeline.stage.worker import Chunk, Task, work
+from pipeline.stage.worker import work
 
 TASKS_A_WORKER = 2  # one at work, one waiting, so that workers do not wait for the writer
 SLOTS_A_WORKER = 4
@@ -34,6 +33,8 @@ WORKER_BYTES = 4_000_000_000  # beyond what it starts with; the largest good ima
 _PIPE_BYTES = 1 << 16  # what a pipe takes in though nobody reads
 _REAP_SECONDS = 10.0  # one that hangs in a disk's driver cannot even be killed
 _LOOK_SECONDS = 1.0  # how often the clocks are looked at, at most
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,8 +61,7 @@ class Pool:
     def __init__(
         self,
         prep: Preparation,
-        root: Path,
-        containers: list[Container],
+        index: Index,
         workers: int,
         slot_bytes: int,
         verdicts: Verdicts,
@@ -73,7 +73,8 @@ class Pool:
         self._shared = self._memory.open()
         self._free = list(range(workers * SLOTS_A_WORKER))
         self._startup = StartupErrors()
-        self._args = (self._memory, prep, root, containers, self._startup, worker_bytes)
+        source = (index.root, index.summary.containers)
+        self._args = (self._memory, prep, *source, self._startup, worker_bytes)
         self._verdicts = verdicts
         self._image_seconds, self._worker_bytes = image_seconds, worker_bytes
         self._again: deque[Job] = deque()
@@ -127,19 +128,27 @@ class Pool:
         for worker in self._workers.values():
             worker.pipe.close()
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Chunk, memoryview]]:
-        """Each chunk with its payloads, in the order of tasks, numbered from 0.
+    def run(self, work: Iterable[tuple[Task, T]]) -> Iterator[tuple[T, Chunk, memoryview]]:
+        """Each chunk with its payloads, in the order of tasks, numbered from 0; and with what goes
+        with its task.
 
         The payloads are valid until the next chunk is asked for.
         """
-        waiting = iter(tasks)
+        waiting, beside = iter(work), deque[T]()
         done: dict[int, tuple[Chunk, int]] = {}
         turn = 0
+
+        def coming() -> Iterator[Task]:
+            for task, other in waiting:
+                beside.append(other)
+                yield task
+
+        tasks = coming()
         while True:
-            self._hand_out(waiting)
+            self._hand_out(tasks)
             if turn in done:
                 chunk, slot = done.pop(turn)
-                yield chunk, self._shared.slot(slot)
+                yield beside.popleft(), chunk, self._shared.slot(slot)
                 self._free.append(slot)
                 turn += 1
             elif self._again or any(worker.jobs for worker in self._workers.values()):
@@ -168,7 +177,7 @@ class Pool:
     def _give(self, worker: _Worker, job: Job) -> bool:
         """Send a task; False if it has to wait, as a pipe might not take it in."""
         task = self._fed(job.for_worker(self._verdicts), job.slot)
-        message = reduction.ForkingPickler.dumps((task, job.slot))
+        message = reduction.ForkingPickler.dumps(task)
         if len(message) > _PIPE_BYTES and worker.jobs:
             return False  # who is at work on an image may never read it
         worker.jobs.append(job)
@@ -206,15 +215,15 @@ class Pool:
     def _answered(self, worker: _Worker, answers: list[tuple[Chunk, int]]) -> bool:
         """Read one answer; False if the worker is gone. WorkerError if it met an error."""
         try:
-            answer = worker.pipe.recv()
+            answer: Answer = worker.pipe.recv()
         except (EOFError, OSError):
             return False
-        if isinstance(answer, str):
-            raise WorkerError(f"a worker process met an error: {answer}")
-        if answer is None:
+        if answer.error:
+            raise WorkerError(f"a worker process met an error: {answer.error}")
+        if answer.chunk is None:
             worker.started = True
         else:
-            answers.append((answer, worker.jobs.pop(0).slot))
+            answers.append((answer.chunk, worker.jobs.pop(0).slot))
         return True
 
     def _late(self, worker: _Worker) -> bool:

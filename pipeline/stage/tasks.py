@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.preparation import Preparation
 from pipeline.sources.index import Index, Place
 from pipeline.sources.reading import Feeder
-from pipeline.stage.worker import Task
+from pipeline.stage.messages import Task
 
 CHUNK_BYTES = 64 << 20  # of pixels that one task decodes
 CHUNK_IMAGES = 256
@@ -23,7 +23,7 @@ _AHEAD = 4  # tasks that are read before a worker asks for them
 
 
 @dataclass(frozen=True)
-class Part:
+class Batch:
     """The rows of an index that a task works on. order: row (from 0) of each of its samples,
     those of train first; splits and labels: in that order.
     """
@@ -34,7 +34,7 @@ class Part:
     labels: NDArray[np.int32]
 
 
-Work = tuple[Task, Part]
+Work = tuple[Task, Batch]
 
 
 def chunk_images(prep: Preparation, rows: int, workers: int) -> int:
@@ -75,13 +75,13 @@ def _tasks(
         at = 0
         while at < len(batch):
             places, data = _read(batch.slice(at, size), feeder, room)
-            part = _part(batch.slice(at, len(places)))
-            measured = ((row + part.order) % every == 0).tolist()
-            yield _task(number, part, measured, places, data), part
+            chosen = _batch(batch.slice(at, len(places)))
+            measured = ((row + chosen.order) % every == 0).tolist()
+            yield _task(number, chosen, measured, places, data), chosen
             number, row, at = number + 1, row + len(places), at + len(places)
 
 
-def probe(index: Index, prep: Preparation, folder: Path, start: int) -> Task:
+def probe(index: Index, prep: Preparation, folder: Path, start: int) -> Work:
     """A task to reckon sizes from: images of many places, or where reading far ahead is dear
     the next ones.
     """
@@ -89,14 +89,14 @@ def probe(index: Index, prep: Preparation, folder: Path, start: int) -> Task:
     nearest = feeder.needed
     rows = next(index.batches(start)).slice(0, PROBED) if nearest else index.spread(PROBED)
     places, data = _read(rows, feeder, slot_bytes(prep, PROBED) // 2)
-    part = _part(rows.slice(0, len(places)))
-    return _task(0, part, [False] * len(places), places, data)
+    batch = _batch(rows.slice(0, len(places)))
+    return _task(0, batch, [False] * len(places), places, data), batch
 
 
-def _part(rows: pa.RecordBatch) -> Part:
+def _batch(rows: pa.RecordBatch) -> Batch:
     splits = rows["split"].to_numpy()
     order = np.argsort(splits, kind="stable")
-    return Part(rows, order, splits[order], rows["label"].to_numpy()[order])
+    return Batch(rows, order, splits[order], rows["label"].to_numpy()[order])
 
 
 def _read(
@@ -117,14 +117,14 @@ def _read(
 
 
 def _task(
-    number: int, part: Part, measured: list[bool], places: list[Place], data: list[bytes | None]
+    number: int, batch: Batch, measured: list[bool], places: list[Place], data: list[bytes | None]
 ) -> Task:
     """Places and data: in the order of the rows. All or none are read here."""
-    ordered = [places[i] for i in part.order]
-    fed = [read for i in part.order if (read := data[i]) is not None]
-    ids = part.rows["id"].take(pa.array(part.order)).to_pylist()
-    train = int((part.splits == 0).sum())
-    return Task(number, ordered, measured, train, fed or None, ids=ids)
+    ordered = [places[i] for i in batch.order]
+    fed = [read for i in batch.order if (read := data[i]) is not None]
+    ids = batch.rows["id"].take(pa.array(batch.order)).to_pylist()
+    train = int((batch.splits == 0).sum())
+    return Task(number, ordered, measured, train, ids, fed or None)
 
 
 def _ahead(work: Iterable[Work]) -> Generator[Work, None, None]:
