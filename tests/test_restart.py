@@ -56,9 +56,9 @@ def often(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def many(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
-    """12,300 images (links to 150), and three bad ones, in three classes, with a val split."""
+    """3,750 images (links to 150), and three bad ones, in three classes, with a val split."""
     root = tmp_path_factory.mktemp("many") / "source"
-    for split, copies in (("train", 100), ("val", 10)):
+    for split, copies in (("train", 30), ("val", 5)):
         for path in sorted((source / split).rglob("*.jpg")):
             folder = root / split / path.parent.name
             folder.mkdir(parents=True, exist_ok=True)
@@ -343,7 +343,7 @@ def test_other_options_than_those_that_it_was_begun_with_are_refused(
     try:
         changed = spectral_here(*words(many, tmp_path, "sub4", 2))
         assert changed.returncode == 1
-        assert "12303 images then, 12304 images now" in changed.stderr
+        assert "3753 images then, 3754 images now" in changed.stderr
     finally:
         (many / "train" / "class_0" / "more.jpg").unlink()
     same = spectral_here(*words(many, tmp_path, "sub4", 2))  # the folder's date differs, no more
