@@ -189,7 +189,7 @@ def invented(source: Path, out: Path, rows: int, seconds: float) -> dict[str, An
 
 def start(words: list[str], before: str = "") -> subprocess.Popen[bytes]:
     """The command, after some Python."""
-    code = f"import sys; sys.argv = ['spectral', *sys.argv[1:]]\n{before}\nfrom cli import main; main()"
+    code = f"{before}\nfrom cli import main; main(prog_name='spectral')"
     root = Path(__file__).parents[1]
     path = os.pathsep.join(map(str, (root, root / "benchmarks")))
     return subprocess.Popen(

@@ -29,8 +29,8 @@ HOOK = """
 import os
 import sys
 if os.environ.get("HOOK") == "OLD":
-    import pipeline.zstd
-    pipeline.zstd._PARAMETERS = {9999: 1}  # that libzstd does not know
+    import pipeline.format.zstd
+    pipeline.format.zstd._PARAMETERS = {9999: 1}  # that libzstd does not know
 elif os.environ.get("HOOK") == "DIE" and "--multiprocessing-fork" in sys.argv:
     os._exit(5)
 elif "HOOK" in os.environ:

@@ -81,8 +81,7 @@ def encoder(prep: Preparation) -> Encoder:
 
 def _zstd(search: bool) -> Encoder:
     """search: let libzstd look for matches, which pays for planes that still look like images."""
-    from pipeline.planes.kernels.frames import compress_planes, room_for
-    from pipeline.zstd import CompressionContext
+    from pipeline.format.zstd import CompressionContext, compress_planes, room_for
 
     context = CompressionContext()
 

@@ -235,7 +235,7 @@ def _versions() -> dict[str, str]:
     import PIL
     from PIL import features
 
-    from pipeline.zstd import zstd_version
+    from pipeline.format.zstd import zstd_version
 
     libraries = {name: str(features.version(name)) for name in ("libjpeg_turbo", "webp")}
     own = {"spectral": __version__, "pillow": PIL.__version__, "zstd": zstd_version()}

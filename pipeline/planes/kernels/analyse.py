@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.planes.kernels.jit import kernel
+from pipeline.jit import kernel
 from pipeline.planes.kernels.project import add_thirds, fold, weigh
 from pipeline.planes.kernels.quantise import quantise_row
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.planes.kernels.jit import kernel
+from pipeline.jit import kernel
 
 PIECE = 32768  # as many squares of 255 fit into an int32
 

@@ -8,7 +8,7 @@ weights then are 0.
 
 from typing import Any
 
-from pipeline.planes.kernels.jit import kernel
+from pipeline.jit import kernel
 
 # Fraction bits of the matrix. The sum of |C|·|values| is at most √N·1020·2¹⁶, so N up
 # to 1024 fits into an int32.

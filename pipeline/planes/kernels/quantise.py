@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.planes.kernels.jit import kernel
+from pipeline.jit import kernel
 
 # Less than a half: a dead zone. At equal PSNR, by a smaller step, photographs then take
 # 4.5 % fewer bytes.
