@@ -1,5 +1,7 @@
 """`spectral prepare` on real images, real processes, real faults."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -20,6 +22,7 @@ from pipeline.format.codec import decode_plane
 from pipeline.planes.imaging import image_to_values, load
 from pipeline.planes.splitter import Splitter
 from tests.conftest import (
+    AS_ROOT,
     GREY,
     RAW,
     ROOT,
@@ -28,6 +31,7 @@ from tests.conftest import (
     WHOLE,
     Done,
     spectral,
+    spectral_here,
     write_class_folders,
 )
 
@@ -306,6 +310,54 @@ def test_a_second_run_on_the_same_output_is_refused(long_source: Path, tmp_path:
     assert second.returncode == 1
     assert "another run is at work" in second.stderr
     assert run.wait(timeout=120) == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_named_and_the_way_round(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As Lustre without its option flock. None is at hand: the call gives its error."""
+
+    def without(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", without)
+    done = spectral_here("prepare", "toy", "--source", source, *TOY, "--out", tmp_path)
+    assert done.returncode == 1
+    assert f"{SUB4}/.lock cannot be locked ({os.strerror(number)})" in done.stderr
+    assert "Choose an --out on another one" in done.stderr
+
+
+def test_a_read_only_installation_and_home_compile_into_a_temporary_folder(
+    source: Path, small_disk: Callable[[str], Path]
+) -> None:
+    """numba gives up where it cannot keep what it compiles; the folder is gone at the end."""
+    disk = small_disk("40m")
+    shutil.copytree(ROOT / "pipeline", disk / "pipeline", ignore=shutil.ignore_patterns("__pyc*"))
+    temporary, out = disk.with_name("temporary"), disk.with_name("out")
+    temporary.mkdir()
+    subprocess.run([*AS_ROOT, "mount", "-o", "remount,ro", str(disk)], check=True)
+    code = (
+        "from pathlib import Path\n"
+        "from contextlib import nullcontext\n"
+        "import os, tempfile\n"
+        "from pipeline.preparation import preparation\n"
+        "from pipeline.stage.prepare import prepare\n"
+        "if __name__ == '__main__':\n"
+        "    prep, progress = preparation('toy', 4, size=32), lambda *_: nullcontext(print)\n"
+        "    prepare(prep, Path(os.environ['S']), Path(os.environ['O']), workers=1, max_bad=None,\n"
+        "            progress=progress)\n"
+        "    print(os.listdir(tempfile.gettempdir()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=disk, capture_output=True, text=True,
+        env={"PYTHONPATH": str(disk), "HOME": "/proc/nowhere", "TMPDIR": str(temporary),
+             "S": str(source), "O": str(out), "PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "spectral-compiled-" in done.stdout
+    assert list(out.rglob("manifest.json"))
+    assert not list(temporary.iterdir())
 
 
 def test_a_full_disk_is_a_clear_error(long_source: Path, small_disk: Callable[[str], Path]) -> None:

@@ -30,6 +30,7 @@ TASKS_A_WORKER = 2  # one at work, one waiting, so that workers do not wait for 
 SLOTS_A_WORKER = 4
 IMAGE_SECONDS = 60.0
 WORKER_BYTES = 4_000_000_000  # beyond what it starts with; the largest good image takes 1.5 GB
+START_SECONDS = 600.0  # that a worker may take to start; to compile all anew takes a minute
 _PIPE_BYTES = 1 << 16  # what a pipe takes in though nobody reads
 _REAP_SECONDS = 10.0  # one that hangs in a disk's driver cannot even be killed
 _LOOK_SECONDS = 1.0  # how often the clocks are looked at, at most
@@ -97,7 +98,7 @@ class Pool:
             with self._startup.collected():
                 process.start()
             theirs.close()
-            self._workers[seat] = _Worker(seat, process, ours)
+            self._workers[seat] = _Worker(seat, process, ours, since=time.monotonic())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -207,6 +208,8 @@ class Pool:
                 continue
             if worker.pipe in ready or worker.process.sentinel in ready:
                 self._lost(worker, answers)
+            elif not worker.started and time.monotonic() - worker.since > START_SECONDS:
+                raise self._never_ready(worker)
             elif self._late(worker):
                 worker.process.kill()
                 self._lost(worker, answers, late=True)
@@ -227,9 +230,11 @@ class Pool:
         return True
 
     def _late(self, worker: _Worker) -> bool:
-        """Whether it has been at the same image for too long. Its start does not count, nor what
-        passed while nobody looked.
+        """Whether it has been at the same image for too long. Its start has a limit of its own, and
+        what passed while nobody looked does not count.
         """
+        if not worker.started:
+            return False
         step, now = self._step(worker), time.monotonic()
         if step != worker.step or step.doing == BETWEEN:
             worker.step, worker.since = step, now
@@ -268,6 +273,14 @@ class Pool:
             return worker.pipe.poll()
         except OSError:
             return False
+
+    def _never_ready(self, worker: _Worker) -> WorkerError:
+        said = self._startup.last()
+        return WorkerError(
+            f"worker process {worker.process.pid} has not started within {START_SECONDS:g} s"
+            f"{': ' + said if said else ''}. Is the disk gone that Python is installed on, or are "
+            "there too many --workers? Run the same command again to go on"
+        )
 
     def _never_started(self, worker: _Worker) -> WorkerError:
         status = worker.process.exitcode

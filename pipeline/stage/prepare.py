@@ -1,5 +1,6 @@
 """`spectral prepare`: a source and a preparation in, a finished directory of shards out."""
 
+import errno
 import fcntl
 import logging
 import math
@@ -15,7 +16,7 @@ from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
 from pipeline.preparation import Preparation
-from pipeline.progress import ProgressBar
+from pipeline.progress import ProgressBar, Watch
 from pipeline.sources import Source, recognise
 from pipeline.sources.splits import refuse_unknown_choices
 from pipeline.stage import run
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 GOOD_DB = 40.0
 MUCH_CLIPPED = 0.001
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ def prepare(
     _refuse_overlap(source, directory)
     if (directory / manifest.NAME).exists() and not overwrite:
         return Prepared(directory, _finished(directory, prep, source, progress), True)
-    found = recognise(source)
+    with Watch() as watch:
+        watch.begin(f"looking at {source}")
+        found = recognise(source)
     _say_unusual_layout(prep, found)
     refuse_foreign(directory)
     with _lock(directory), _naming(directory):
@@ -227,6 +231,15 @@ def _lock(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another run is at work on {directory}: wait for it") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise ConfigError(
+                f"{file.name} cannot be locked ({error.strerror}): its file system has no flock, "
+                "which keeps a second run away. Choose an --out on another one, such as a local "
+                "disk, and copy the result; or have it mounted with locks (Lustre: -o flock or "
+                "localflock; NFS: without nolock, and with lockd running)"
+            ) from error
         yield
 
 

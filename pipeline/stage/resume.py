@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import sync_directory
 from pipeline.format.beton_writer import DIGEST_BYTES, Mark, Written
 from pipeline.preparation import Preparation
-from pipeline.progress import ProgressBar
+from pipeline.progress import ProgressBar, Watch
 from pipeline.sources import Source
 from pipeline.sources.index import SPLITS, Index, Scan, stamp
 from pipeline.sources.splits import assign, check_counts
@@ -160,9 +160,17 @@ def take_up_index(
 
 def scan(prep: Preparation, source: Source, folder: Path, progress: ProgressBar) -> Index:
     """List the images of a source and decide on their splits; the index is in `folder`."""
-    with progress("index", 0, "images") as advance:
-        listed = Scan(folder, source.root, advance)
+    what = f"listing {source.root}"
+    with progress("index", 0, "images") as advance, Watch() as watch:
+
+        def listed_more(count: int, note: str) -> None:
+            watch.begin(what)
+            advance(count, note)
+
+        watch.begin(what)
+        listed = Scan(folder, source.root, listed_more)
         source.scan(listed)
+        watch.begin("")
         index = assign(listed, prep, folder)
     listed.close()
     return index

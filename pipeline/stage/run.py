@@ -31,7 +31,7 @@ from pipeline.stage.owned import JOURNAL
 from pipeline.stage.pool import Pool
 from pipeline.stage.resume import Note, State
 from pipeline.stage.statistics import Result, Tally
-from pipeline.stage.tasks import Batch, chunk_images, probe, slot_bytes, tasks
+from pipeline.stage.tasks import Batch, Feed, chunk_images, probe, slot_bytes, tasks
 from pipeline.stage.write import Shards, mapping
 
 WRITING_THREADS = 8  # at most; hashing and writing leave Python's lock
@@ -108,11 +108,11 @@ def _write_chunks(
     prep, index, start = plan.prep, plan.index, state.tally.rows
     size = chunk_images(prep, plan.rows - start, plan.workers)
     processes = min(plan.workers, -(-(plan.rows - start) // size))
-    with Verdicts(plan.journal) as verdicts:
+    with Verdicts(plan.journal) as verdicts, Feed(index, plan.journal) as feed:
         room = slot_bytes(prep, size)
         with Pool(prep, index, processes, room, verdicts, plan.image_seconds) as pool:
-            _check_space(plan, state.tally, pool)
-            with closing(tasks(index, prep, plan.journal, start, size)) as work:
+            _check_space(plan, state.tally, pool, feed)
+            with closing(tasks(index, prep, feed, start, size)) as work:
                 for batch, chunk, payload in pool.run(work):
                     shards.append(chunk, batch, payload)
                     _add(state, chunk, batch)
@@ -135,9 +135,9 @@ def _add(state: State, chunk: Chunk, batch: Batch) -> None:
     state.add(shapes, reasons, state.tally.plus(chunk, splits, named))
 
 
-def _check_space(plan: Plan, tally: Tally, pool: Pool) -> None:
+def _check_space(plan: Plan, tally: Tally, pool: Pool, feed: Feed) -> None:
     """Reckon from a few images what the shards will take; SourceError if it cannot fit."""
-    for _, chunk, _ in pool.run([probe(plan.index, plan.prep, plan.journal, tally.rows)]):
+    for _, chunk, _ in pool.run([probe(plan.index, plan.prep, feed, tally.rows)]):
         stored = chunk.sizes.shape[1]
         if not stored:
             return
