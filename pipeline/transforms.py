@@ -10,8 +10,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-TRANSFORMS = ("dct", "dct2", "none")
-
 # Rows: achromatic axis, red-blue, green against red and blue. Orthonormal. Their
 # integer forms (1, 1, 1), (1, 0, -1), (1, -2, 1) are what the kernels compute with.
 COLOUR_INTEGER = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=np.int32)

@@ -20,7 +20,7 @@ SHARED = {
 # Packages and modules from the ground up: each may import what stands in the lines before its own
 LAYERS = {
     "pipeline": (
-        ("cpus", "errors", "files", "jit", "progress", "transforms", "digits"),
+        ("choices", "cpus", "errors", "files", "jit", "progress", "transforms", "digits"),
         ("catalogue", "console"),
         ("preparation",),
         ("planes", "sources", "format"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.fft import dct, dctn
 
 from pipeline import transforms
+from pipeline.choices import TRANSFORMS
 from pipeline.format.codec import Payloads
 from pipeline.format.zstd import BLOCK, CompressionContext, compress_planes, room_for
 from pipeline.planes.kernels.gather import gather
@@ -80,7 +81,7 @@ def split(splitter: Splitter, image: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", ["phase", "block"])
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [2, 3, 4, 6, 8])
 def test_planes_equal_the_slow_twin(p: int, transform: str, layout: str, channels: int) -> None:
     """Quantised planes are the rounded coefficients, for odd plane sizes and saturating input."""
@@ -107,7 +108,7 @@ def test_planes_equal_the_slow_twin(p: int, transform: str, layout: str, channel
 
 
 @pytest.mark.parametrize("layout", ["phase", "block"])
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [1, 2, 4, 6, 8])
 def test_rebuild_inverts_the_split(p: int, transform: str, layout: str) -> None:
     """Unquantised, the inverse is exact; quantised, the error is at most what rounding adds."""
@@ -130,7 +131,7 @@ def test_rebuild_inverts_the_split(p: int, transform: str, layout: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", ["phase", "block"])
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [2, 3, 4, 6])
 def test_flips_are_exact_where_promised(p: int, transform: str, layout: str, channels: int) -> None:
     """After quantisation, bit for bit; and where no sign is promised, none would do."""
@@ -170,7 +171,7 @@ def test_weigh_is_the_matrix_product(n: int, groups: int, j: int, seed: int) -> 
     assert (out == weights @ values[rows].astype(np.int64)).all()
 
 
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 8, 12])
 def test_folded_values_times_sparse_weights_are_the_transform(p: int, transform: str) -> None:
     """Within the rounding of the weights; values at the ends of their range do not wrap."""
@@ -242,7 +243,7 @@ def test_moments_are_exact_sums(dtype: type) -> None:
 @pytest.mark.parametrize("p", [2, 4, 6, 8, 10])
 def test_a_flat_image_never_clips(p: int) -> None:
     """Plane 0 gets a larger step where the table's would not span black to white."""
-    for transform in transforms.TRANSFORMS:
+    for transform in TRANSFORMS:
         splitter = Splitter(preparation("any", p * p, size=p, transform=transform))
         for kind in ("black", "white"):
             assert not split(splitter, image_of(kind, p, 3))[1].any()

@@ -18,6 +18,7 @@ from multiprocessing import connection, reduction, resource_tracker
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from pipeline.choices import IMAGE_SECONDS
 from pipeline.errors import WorkerError
 from pipeline.preparation import Preparation
 from pipeline.sources.index import Index
@@ -28,7 +29,6 @@ from pipeline.stage.worker import work
 
 TASKS_A_WORKER = 2  # one at work, one waiting, so that workers do not wait for the writer
 SLOTS_A_WORKER = 4
-IMAGE_SECONDS = 60.0
 WORKER_BYTES = 4_000_000_000  # beyond what it starts with; the largest good image takes 1.5 GB
 START_SECONDS = 600.0  # that a worker may take to start; to compile all anew takes a minute
 _PIPE_BYTES = 1 << 16  # what a pipe takes in though nobody reads

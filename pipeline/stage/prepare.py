@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline import __version__
 from pipeline.catalogue import catalogue
+from pipeline.choices import IMAGE_SECONDS
 from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
@@ -21,7 +22,6 @@ from pipeline.sources import Source, recognise
 from pipeline.sources.splits import refuse_unknown_choices
 from pipeline.stage import run
 from pipeline.stage.owned import JOURNAL, LOCK, refuse_foreign, remove, remove_journal
-from pipeline.stage.pool import IMAGE_SECONDS
 from pipeline.stage.resume import SAME, changed_places, counted, difference, scan, take_up_index
 from pipeline.stage.run import Plan
 from pipeline.stage.statistics import conclude
