@@ -134,7 +134,7 @@ def watch(
         now = time.monotonic() - start
         looks.append((now, rows_done(directory), *memory(run.pid)))
         if seconds is not None and now > seconds:
-            os.kill(run.pid, signal.SIGINT)
+            os.kill(run.pid, signal.SIGTERM)
             run.wait()
     return looks, run.returncode
 
@@ -237,7 +237,7 @@ def resumed(source: Path, out: Path, rows: int) -> dict[str, Any]:
         peak = int(Path(f"/proc/{run.pid}/status").read_text().split("VmHWM:")[1].split()[0])
         time.sleep(0.02)
     taken = time.monotonic() - began
-    os.kill(run.pid, signal.SIGINT)
+    os.kill(run.pid, signal.SIGTERM)
     run.wait()
     return {
         "rows": rows, "rows_done": done, "seconds_to_next_note": round(taken, 1),
