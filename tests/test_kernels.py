@@ -14,11 +14,18 @@ from pipeline import transforms
 from pipeline.choices import TRANSFORMS
 from pipeline.format.codec import Payloads
 from pipeline.format.zstd import BLOCK, CompressionContext, compress_planes, room_for
+from pipeline.planes.kernels.analyse import (
+    FRACTION_BITS,
+    GROUP,
+    ROUNDING,
+    add_radix3,
+    butterflies,
+    quantise_row,
+    weigh,
+)
 from pipeline.planes.kernels.gather import gather
 from pipeline.planes.kernels.moments import add_moments
-from pipeline.planes.kernels.project import FRACTION_BITS, GROUP, add_thirds, fold, weigh
-from pipeline.planes.kernels.quantise import ROUNDING, quantise_row
-from pipeline.planes.splitter import Splitter, sparse
+from pipeline.planes.splitter import Splitter, sparse_weights
 from pipeline.preparation import preparation
 
 RGB_AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -175,13 +182,13 @@ def test_weigh_is_the_matrix_product(n: int, groups: int, j: int, seed: int) -> 
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 8, 12])
 def test_folded_values_times_sparse_weights_are_the_transform(p: int, transform: str) -> None:
     """Within the rounding of the weights; values at the ends of their range do not wrap."""
-    matrix, pairs = transforms.matrix(p, transform), transforms.folding(p, transform)
-    thirds = transforms.thirds(p, transform)
-    weights, rows, lengths = sparse(matrix, pairs, thirds)
+    matrix, pairs = transforms.matrix(p, transform), transforms.butterflies(p, transform)
+    triples = transforms.radix3(p, transform)
+    weights, rows, lengths = sparse_weights(matrix, pairs, triples)
     values = np.random.default_rng(p).choice([-1020, 1020], (p * p, 30)).astype(np.int16)
-    folded = np.vstack([values, np.zeros((len(thirds), 30), np.int16)])
-    fold(folded, pairs)
-    add_thirds(folded, thirds)
+    folded = np.vstack([values, np.zeros((len(triples), 30), np.int16)])
+    butterflies(folded, pairs)
+    add_radix3(folded, triples)
     for k in range(p * p):
         out = np.empty(30, np.int32)
         weigh(weights[k, : lengths[k]], rows[k, : lengths[k]], folded, out)
@@ -194,10 +201,10 @@ def test_folded_values_times_sparse_weights_are_the_transform(p: int, transform:
 )
 def test_few_weights_are_left(p: int, transform: str, most: int, total: int) -> None:
     """Of p⁴: 1,296 and, for p of 12, 20,736."""
-    lengths = sparse(
+    lengths = sparse_weights(
         transforms.matrix(p, transform),
-        transforms.folding(p, transform),
-        transforms.thirds(p, transform),
+        transforms.butterflies(p, transform),
+        transforms.radix3(p, transform),
     )[2]
     assert (lengths.max(), lengths.sum()) == (most, total)
 

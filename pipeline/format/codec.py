@@ -86,7 +86,7 @@ def _zstd(search: bool) -> Encoder:
     context = CompressionContext()
 
     def encode(planes: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
-        flat = planes.reshape(len(planes), -1)
+        flat = planes.reshape(len(planes), -1).view(np.int8)
         sizes = np.empty(len(flat), np.uint32)
         payloads.reserve(room_for(flat.shape[1]))
         rows, ends = payloads.rows, payloads.ends

@@ -25,6 +25,7 @@ import numpy as np
 import zstandard
 from numba import types
 from numba.cpython.unsafe import numbers
+from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.jit import kernel
@@ -137,14 +138,19 @@ def room_for(length: int) -> int:
 
 @kernel
 def compress_planes(
-    context: int, search: bool, planes: Any, out: Any, starts: Any, sizes: Any
+    context: int,
+    search: bool,
+    planes: NDArray[np.int8],
+    out: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.uint32],
 ) -> bool:
     """Write the frame of plane k to out[k], from starts[k] on; False for an error.
 
     libzstd writes in front of a buffer that is too small for a frame's header, so it is
     not called with less than `room_for` a plane.
-    context: address of a ZSTD_CCtx. search: let libzstd search for matches. planes: (N, m)
-    int8. out: (N, room) uint8. starts: (N,) int64. sizes: (N,) uint32, filled.
+    context: address of a ZSTD_CCtx. search: let libzstd search for matches. planes: (N, m).
+    out: (N, room). starts: (N,). sizes: (N,), filled.
     """
     count, length = planes.shape
     words = (min(length, BLOCK) + 7) // 8
@@ -186,8 +192,17 @@ def compress_planes(
 
 
 @kernel
-def find_all_runs(plane: Any, padded: Any, turns: Any, matches: Any) -> int:
-    """Fill `matches` block by block; returns how many."""
+def find_all_runs(
+    plane: NDArray[np.int8],
+    padded: NDArray[np.int8],
+    turns: NDArray[np.int64],
+    matches: NDArray[np.uint32],
+) -> int:
+    """Fill `matches` block by block; returns how many.
+
+    plane: (m,). padded: (16 or more beyond a block or plane, in words of 8), turns: (a word and 2
+    more), scratch. matches: (M, 4), ZSTD_Sequence: offset, literals before, length, rep.
+    """
     found = 0
     for start in range(0, plane.size, BLOCK):
         part = plane[start : start + BLOCK]
@@ -202,10 +217,12 @@ def find_all_runs(plane: Any, padded: Any, turns: Any, matches: Any) -> int:
 
 
 @kernel
-def find_runs(words: Any, turns: Any, length: int, matches: Any) -> int:
+def find_runs(
+    words: NDArray[np.uint64], turns: NDArray[np.int64], length: int, matches: NDArray[np.uint32]
+) -> int:
     """Fill `matches` with the runs of a block: bytes that equal the one before them.
 
-    words: (M,) uint64, `length` bytes, 0 where a byte of the block equals the one before it,
+    words: (M,), `length` bytes, 0 where a byte of the block equals the one before it,
     between bytes that are not 0, 8 or more before and 1 or more behind. turns: scratch.
     Returns how many matches, with the one of length 0 that ends the block. A run that
     covers no whole word may be missed.
