@@ -298,16 +298,16 @@ def test_frames_do_not_depend_on_what_was_compressed_before(search: bool) -> Non
 def test_payloads_lie_plane_by_plane_and_leave_memory_that_is_too_small(room: int) -> None:
     rng = np.random.default_rng(0)
     samples = rng.integers(0, 256, (3, 4, 400), dtype=np.uint8)
-    payloads, lent = Payloads(4), np.zeros(room, np.uint8)
+    payloads, memory = Payloads(4), np.zeros(room, np.uint8)
     for _ in range(2):
-        payloads.start(lent)
+        payloads.start(memory)
         for sample in samples:
             payloads.append(sample)
             assert [payloads.last(k) for k in range(4)] == [row.tobytes() for row in sample]
         assert (payloads.sizes() == 400).all()
         assert (payloads.ends == 1200).all()
         assert (payloads.rows[:, :1200] == np.hstack(list(samples))).all()
-        assert payloads.lent == (room == 5000) == bool(lent.any())
+        assert payloads.in_room == (room == 5000) == bool(memory.any())
 
 
 def test_no_kernel_takes_the_type_that_ffcv_alters() -> None:

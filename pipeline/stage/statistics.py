@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline import __version__
 from pipeline.format.beton_writer import Written
 from pipeline.format.manifest import Manifest, Plane, shard_name
-from pipeline.planes.resize import FILTER
+from pipeline.planes.imaging import FILTER
 from pipeline.planes.splitter import Splitter
 from pipeline.preparation import Preparation
 from pipeline.sources.index import SPLITS, Index

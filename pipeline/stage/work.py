@@ -65,7 +65,7 @@ class Processor:
         self.at(Step(task.number, 0, BETWEEN))
         sizes = np.ascontiguousarray(self.payloads.sizes().T)
         shape_table = np.array(stored_shapes, np.int32).reshape(-1, 2)
-        inline = None if self.payloads.lent else self.payloads.rows.tobytes()
+        inline = None if self.payloads.in_room else self.payloads.rows.tobytes()
         return Chunk(task.number, reasons, shapes, sizes, shape_table, train, other, errors, inline)
 
     def _load(self, task: Task, i: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
