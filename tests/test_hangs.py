@@ -99,8 +99,9 @@ def hook(tmp_path: Path) -> dict[str, str]:
 
 
 def prepare(source: Path, out: Path, hook: dict[str, str], workers: int = 2) -> Done:
+    """Here; the hook is in the workers."""
     where = ("--source", source, "--out", out, "--workers", workers)
-    return spectral("prepare", "toy", *where, *OPTIONS, **hook)
+    return spectral_here("prepare", "toy", *where, *OPTIONS, **hook)
 
 
 def mark(source: Path, words: dict[str, str]) -> None:
@@ -241,7 +242,7 @@ def test_a_read_that_never_returns(
 def test_a_pipe_among_the_images_is_refused_before_any_work(tmp_path: Path) -> None:
     source = write_class_folders(tmp_path / "source", {"train": 2})
     os.mkfifo(source / "train/class_2/005.jpg")
-    done = spectral("prepare", "toy", "--source", source, *OPTIONS, "--out", tmp_path)
+    done = spectral_here("prepare", "toy", "--source", source, *OPTIONS, "--out", tmp_path)
     assert done.returncode == 1
     assert "train/class_2/005.jpg is no regular file" in done.stderr
 
@@ -289,7 +290,10 @@ def test_a_worker_that_cannot_start_ends_the_run(tmp_path: Path, hook: dict[str,
         ("DIE", "ended before it had started (exit status 5)"),
         ("SLEEP", "has not started within 2 s"),
     ):
-        done = prepare(source, tmp_path / "out", {**hook, "HOOK": word})
+        done = spectral(
+            "prepare", "toy", "--source", source, "--out", tmp_path / "out", *OPTIONS,
+            **{**hook, "HOOK": word},
+        )  # fmt: skip
         assert done.returncode == 1
         assert expected in done.stderr
         assert "Traceback" not in done.stderr

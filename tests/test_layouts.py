@@ -286,7 +286,7 @@ def test_a_test_split_of_the_right_size(tmp_path: Path, monkeypatch: pytest.Monk
         put(root / "val" / str(i), shots(i + 50, f"v{i}", 2))
     counts = {"train": 98, "val": 22, "test": 20}
     spec = {**vars(catalogue()["cifar10"]), "test_split": counts}
-    for module in ("sources.splits", "stage.prepare"):
+    for module in ("sources.splits", "stage.resume"):
         found = {"cifar10": DatasetSpec(**spec)}
         monkeypatch.setattr(f"pipeline.{module}.catalogue", lambda found=found: found)
     done = spectral_here(

@@ -124,22 +124,43 @@ def test_overwrite_gives_what_it_should_whatever_was_left(
     assert files_of(tmp_path / SUB4) == files_of(data / SUB4)
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """Enough (linked) images to catch a run at any time."""
+    root = tmp_path_factory.mktemp("many")
+    for copy in range(100):
+        shutil.copytree(source / "train", root / f"c{copy % 5}" / str(copy), copy_function=os.link)
+    return root
+
+
+SIGNALS = {
+    signal.SIGINT: (130, "interrupted"),
+    signal.SIGTERM: (75, "stopped by SIGTERM"),
+    signal.SIGUSR1: (75, "stopped by SIGUSR1"),
+}
+
+
 @pytest.mark.parametrize(
-    ("number", "wait", "status", "message"),
-    [
-        *((signal.SIGINT, wait, 130, "interrupted") for wait in (0.3, 0.6, 0.9, 1.3, 2.5)),
-        (signal.SIGTERM, 0.6, 75, "stopped by SIGTERM"),
-        (signal.SIGTERM, 2.5, 75, "stopped by SIGTERM"),
-        (signal.SIGUSR1, 2.5, 75, "stopped by SIGUSR1"),
-    ],
+    ("number", "wait"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 0.6), (signal.SIGUSR1, 2.5)]
 )
 def test_a_signal_to_all_processes_is_one_line(
-    source: Path, tmp_path: Path, number: signal.Signals, wait: float, status: int, message: str
+    many: Path, tmp_path: Path, number: signal.Signals, wait: float
 ) -> None:
+    signal_to_all(many, tmp_path, number, wait)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("wait", [0.3, 0.6, 0.9, 1.3, 2.5])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_to_all_processes_is_one_line_at_any_time(
+    many: Path, tmp_path: Path, number: signal.Signals, wait: float
+) -> None:
+    signal_to_all(many, tmp_path, number, wait)
+
+
+def signal_to_all(many: Path, tmp_path: Path, number: signal.Signals, wait: float) -> None:
     """A terminal or Slurm sends it to the whole process group, whatever the workers are doing."""
-    many = tmp_path / "many"
-    for copy in range(150):
-        shutil.copytree(source / "train", many / f"c{copy % 5}" / str(copy), copy_function=os.link)
+    status, message = SIGNALS[number]
     started = subprocess.Popen(
         [sys.executable, "-m", "cli", *words(many, tmp_path / "out", "sub36", 2)], cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -42,7 +42,7 @@ if "--multiprocessing-fork" not in sys.argv and "PHASE" in os.environ:
 PHASES = {
     "importing": "pipeline.preparation:preparation:1",
     "listing": "pipeline.sources.index:Scan.add:5",
-    "splits": "pipeline.stage.prepare:assign:1",
+    "splits": "pipeline.stage.resume:assign:1",
     "saving the index": "pipeline.sources.index:Index.save:1",
     "starting workers": "pipeline.stage.pool:Pool._start:2",
     "probing": "pipeline.stage.run:probe:1",
@@ -57,7 +57,7 @@ PHASES = {
     "removing the journal": "pipeline.stage.prepare:remove_journal:1",
     "reporting": "pipeline.look.inspect:lines:1",
 }
-SHORT = ("listing", "starting workers", "probing", "writing", "finishing shards", "publishing")
+SHORT = ("listing", "starting workers", "writing", "publishing")  # the others: `make chaos`
 ENDS = {
     signal.SIGTERM: (75, "Error: stopped by SIGTERM; run the same command again to go on"),
     signal.SIGINT: (130, "Error: interrupted; run the same command again to go on"),
