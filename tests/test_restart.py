@@ -232,9 +232,9 @@ def test_the_journal_drops_what_a_crash_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_long_run_leaves_a_state_as_small_as_a_short_one(tmp_path: Path) -> None:
-    """A run of a day makes 80,000 notes. What is added to: 36 bytes a piece, 8 an image."""
+    """A run of a day makes 80,000 notes. What is added to: 20 bytes a piece, 8 an image."""
     prep = preparation("any", 36, size=36)
-    begun, digest, sizes = ("0" * 64, "1" * 64), bytes(range(32)), []
+    begun, digest, sizes = ("0" * 32, "1" * 32), bytes(range(16)), []
     with closing(State(tmp_path, prep)) as state:
         for n in range(50):
             state.add(np.full((100, 2), n, np.int32), [(n, "bad")], replace(state.tally, rows=n))
@@ -242,7 +242,7 @@ def test_a_long_run_leaves_a_state_as_small_as_a_short_one(tmp_path: Path) -> No
             state.keep(state.describe({f"train/{k}": mark for k in range(36)}))
             sizes.append((tmp_path / "state").stat().st_size)
     assert max(sizes) - sizes[1] < 36 * 20
-    assert (tmp_path / "digests").stat().st_size == 50 * 36 * 3 * 36
+    assert (tmp_path / "digests").stat().st_size == 50 * 36 * 3 * 20
     assert (tmp_path / "outcomes").stat().st_size == 50 * 100 * 8
     with closing(State(tmp_path, prep)) as state:
         assert (state.tally.rows, state.reasons) == (49, dict.fromkeys(range(50), "bad"))

@@ -5,7 +5,6 @@ are FFCV's; a test holds them equal, since importing ffcv would load torch. File
 written by `pipeline.format.beton_writer`.
 """
 
-import hashlib
 import json
 import mmap
 import os
@@ -16,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128, xxh3_128_digest
 
 from pipeline.errors import DamagedError
 from pipeline.preparation import MOST_BYTES, Preparation
@@ -93,14 +93,15 @@ def image_field(prep: Preparation) -> ImageField:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over the SHA-256 digests of a file's pieces of 1 MiB, in hexadecimal.
+    """XXH3 (128 bits) over the digests of a file's pieces of 1 MiB, in hexadecimal: against damage,
+    not attacks, in a twentieth of the time of SHA-256.
 
     By pieces, so that a writer that fills them in order never reads them again.
     """
-    outer = hashlib.sha256()
+    outer = xxh3_128()
     with path.open("rb") as file:
         while piece := file.read(PIECE):
-            outer.update(hashlib.sha256(piece).digest())
+            outer.update(xxh3_128_digest(piece))
     return outer.hexdigest()
 
 

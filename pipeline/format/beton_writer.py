@@ -15,7 +15,6 @@ header comes last; the allocation table is missing where metadata hold sizes (zs
 A writer can go on from a `Mark`, and then writes the same bytes as one that was never interrupted.
 """
 
-import hashlib
 import mmap
 import os
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128, xxh3_128_digest
 
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import write_at
@@ -41,7 +41,7 @@ from pipeline.format.beton import (
     ImageField,
 )
 
-DIGEST_BYTES = hashlib.sha256().digest_size
+DIGEST_BYTES = xxh3_128().digest_size
 _PAYLOAD_ALIGNMENT = 64
 _ROWS_START = HEADER.itemsize + 2 * FIELD.itemsize
 _BUFFER = 1 << 17  # bytes that are gathered before they are written
@@ -80,7 +80,7 @@ class _Stretch:
         self._fd = fd
         self._buffer = bytearray()
         self._digests, self._reported = bytearray(), 0
-        self._begun = hashlib.sha256()
+        self._begun = xxh3_128()
 
     def append(self, data: memoryview) -> None:
         """Grow by `data`."""
@@ -128,7 +128,7 @@ class _Stretch:
         """DamagedError unless a piece of the file, read again, holds what was written."""
         first = number * PIECE
         part = piece[max(0, self.start - first) : max(0, self.end - first)]
-        if len(part) and hashlib.sha256(part).digest() != self.digest(number):
+        if len(part) and xxh3_128_digest(part) != self.digest(number):
             raise _changed(self.path)
 
     def _hash(self, part: memoryview) -> None:
@@ -136,7 +136,7 @@ class _Stretch:
         self.end += len(part)
         if len(part) and self.end % PIECE == 0:
             self._digests += self._begun.digest()
-            self._begun = hashlib.sha256()
+            self._begun = xxh3_128()
 
 
 class BetonWriter:
@@ -244,13 +244,13 @@ class BetonWriter:
 
     def _digest(self) -> str:
         """As of `pipeline.format.beton.digest`."""
-        outer, border = hashlib.sha256(), self._payloads.start // PIECE
+        outer, border = xxh3_128(), self._payloads.start // PIECE
         for number in range(-(-self._payloads.end // PIECE)):
             if number in (0, border):  # of header and rows, of rows and payloads
                 piece = memoryview(os.pread(self._fds[0], PIECE, number * PIECE))
                 self._rows.check(number, piece)
                 self._payloads.check(number, piece)
-                outer.update(hashlib.sha256(piece).digest())
+                outer.update(xxh3_128_digest(piece))
             else:
                 stretch = self._rows if number < border else self._payloads
                 outer.update(stretch.digest(number))
