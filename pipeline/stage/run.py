@@ -21,7 +21,7 @@ from pipeline.files import sync_directory
 from pipeline.format.beton import image_field
 from pipeline.format.beton_writer import Written, publish
 from pipeline.preparation import Preparation
-from pipeline.progress import Advance, readable
+from pipeline.progress import Advance, Watch, readable
 from pipeline.sources.index import SPLITS, Index
 from pipeline.stage import samples
 from pipeline.stage.blame import Verdicts
@@ -108,7 +108,8 @@ def _write_chunks(
     prep, index, start = plan.prep, plan.index, state.tally.rows
     size = chunk_images(prep, plan.rows - start, plan.workers)
     processes = min(plan.workers, -(-(plan.rows - start) // size))
-    with Verdicts(plan.journal) as verdicts, Feed(index, plan.journal) as feed:
+    with Verdicts(plan.journal) as verdicts, Watch() as watch:
+        feed = Feed(index, plan.journal, watch)
         room = slot_bytes(prep, size)
         with Pool(prep, index, processes, room, verdicts, plan.image_seconds) as pool:
             _check_space(plan, state.tally, pool, feed)

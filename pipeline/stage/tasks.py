@@ -5,7 +5,6 @@ import threading
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -56,16 +55,15 @@ def slot_bytes(prep: Preparation, images: int) -> int:
 
 
 class Feed:
-    """What workers cannot read themselves, in the order of the index. If a read takes long, it is
-    said. A context manager.
+    """What workers cannot read themselves, in the order of the index.
 
-    folder: where the scan of the index left what a reader needs.
+    folder: where the scan of the index left what a reader needs. watch: is told of each read.
     """
 
-    def __init__(self, index: Index, folder: Path) -> None:
+    def __init__(self, index: Index, folder: Path, watch: Watch) -> None:
         self._feeder = Feeder(index.root, index.summary.containers, folder)
         self.needed = self._feeder.needed
-        self._watch = Watch()
+        self._watch = watch
 
     def read(self, place: Place) -> bytes | None:
         """The bytes of an image; None where a worker reads it."""
@@ -76,13 +74,6 @@ class Feed:
         data = feeder.read(place)
         self._watch.begin("")
         return data
-
-    def __enter__(self) -> Self:
-        self._watch.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._watch.__exit__(*error)
 
 
 def tasks(
