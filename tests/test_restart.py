@@ -90,11 +90,18 @@ def rows_done(out: Path) -> int:
     return 0
 
 
+def ready(pid: int) -> list[int]:
+    """Workers that have started: they have a limit of memory."""
+    limits = {child: resource.prlimit(child, resource.RLIMIT_AS)[0] for child in children(pid)}
+    return [child for child, limit in limits.items() if limit != resource.RLIM_INFINITY]
+
+
 def kill(started: subprocess.Popen[str], victim: str) -> None:
     """SIGKILL to the parent, to one worker, or to the whole process group."""
-    assert started.poll() is None, "it was to be alive when killed"
+    assert started.poll() is None, started.communicate()
     if victim == "worker":
-        os.kill(random.choice(children(started.pid)), signal.SIGKILL)
+        wait_until(lambda: bool(ready(started.pid)))
+        os.kill(random.choice(ready(started.pid)), signal.SIGKILL)
     elif victim == "group":
         os.killpg(started.pid, signal.SIGKILL)
     else:
@@ -368,7 +375,7 @@ def test_out_of_memory_in_a_worker_is_laid_to_no_image(
     """A real limit, set from outside on a worker that is at work: another one takes its place."""
     started = start([*words(many, tmp_path, "sub36", 2), "--limit", "1500"], often)
     wait_for_rows(started, tmp_path, 100)
-    resource.prlimit(children(started.pid)[0], resource.RLIMIT_AS, (1 << 20, 1 << 20))
+    resource.prlimit(ready(started.pid)[0], resource.RLIMIT_AS, (1 << 20, 1 << 20))
     _, error = started.communicate(timeout=120)
     assert started.returncode == 0, error
     assert "needs more memory than 4.0 GB: tried again" in error
