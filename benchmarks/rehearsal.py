@@ -3,6 +3,7 @@
     python benchmarks/rehearsal.py SOURCE [--images 50000] [--classes 200] [--form tars] [--png F]
     python benchmarks/rehearsal.py SOURCE --keep FOLDER; … --built FOLDER/winter21
     python benchmarks/rehearsal.py SOURCE --rows 14200000 [--seconds 60]
+    python benchmarks/rehearsal.py SOURCE --rows 14200000 --resume
 
 First form: the photographs of SOURCE, each re-encoded with small changes, packed as
 <class>.tar files in a folder (`--form tars`) or as one .tar.gz of them (`--form gz`), then
@@ -10,6 +11,9 @@ First form: the photographs of SOURCE, each re-encoded with small changes, packe
 Second form: an index of so many invented rows, all of which point to the photographs; the run
 is stopped after some seconds. Memory is the
 proportional set size of all processes together (pages that several of them map are shared out).
+Third form: that run comes to nine tenths of its rows (what a worker gave once is written again and
+again), is killed, and started again: how long that takes up to its next note, what the parent
+reads, and its peak of memory.
 """
 
 import argparse
@@ -23,7 +27,9 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
@@ -35,6 +41,9 @@ from common import images, report
 from PIL import Image
 
 from pipeline.sources.index import Index, RowReader, RowWriter
+from pipeline.stage.journal import load
+from pipeline.stage.messages import Chunk, Task
+from pipeline.stage.pool import Pool
 
 EVERY = 1.0  # seconds between looks
 
@@ -107,12 +116,8 @@ def memory(pid: int) -> tuple[float, float]:
 
 def rows_done(directory: Path) -> int:
     """What the journal says."""
-    try:
-        lines = (directory / "journal" / "commits.jsonl").read_bytes().splitlines()
-    except OSError:
-        return 0
-    found = [line for line in lines if b'"rows":' in line]
-    return int(found[-1].split(b'"rows":')[1].split(b",")[0]) if found else 0
+    state = load(directory / "journal" / "state")
+    return int(state["tally"]["rows"]) if state else 0
 
 
 def watch(
@@ -129,7 +134,7 @@ def watch(
         now = time.monotonic() - start
         looks.append((now, rows_done(directory), *memory(run.pid)))
         if seconds is not None and now > seconds:
-            os.kill(run.pid, signal.SIGINT)
+            os.kill(run.pid, signal.SIGTERM)
             run.wait()
     return looks, run.returncode
 
@@ -156,27 +161,89 @@ def blow_up(work: Path, source: Path, rows: int) -> None:
     index.save()
 
 
-def invented(source: Path, out: Path, rows: int, seconds: float) -> dict[str, Any]:
-    """The second form. Planes of 6x6 px, so that the disk is large enough."""
-    words = ["prepare", "invented", "--source", str(source), "--splits", "36", "--size", "36"]
+def begin(source: Path, out: Path, rows: int, size: int) -> tuple[list[str], Path]:
+    """The command, and its directory with an index of so many rows."""
+    words = ["prepare", "invented", "--source", str(source), "--splits", "36", "--size", str(size)]
     words += ["--out", str(out), "--workers", "2", "--max-bad", "1000000000"]
-    directory = out / "invented" / "sub36-s36"
-    run = subprocess.Popen(
-        [sys.executable, "-m", "cli", *words],
-        cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    directory = out / "invented" / f"sub36-s{size}"
+    run = start(words)
     while not (directory / "journal" / "index.json").exists():
         time.sleep(0.01)
     run.kill()
     run.wait()
     for path in directory.rglob("*"):
-        if path.name in ("commits.jsonl", "outcomes"):
+        if path.name in ("state", "outcomes", "digests", "reasons.jsonl"):
             path.unlink()
     blow_up(directory / "journal", source, rows)
+    return words, directory
+
+
+def invented(source: Path, out: Path, rows: int, seconds: float) -> dict[str, Any]:
+    """The second form. Planes of 6x6 px, so that the disk is large enough."""
+    words, directory = begin(source, out, rows, size=36)
     looks, status = watch(words, directory, seconds)
     if not looks[-1][1]:
         raise SystemExit(f"prepare ended with {status} before the first rows")
     return {"rows": rows, "rows_done": looks[-1][1], **_figures(looks)}
+
+
+def start(words: list[str], before: str = "") -> subprocess.Popen[bytes]:
+    """The command, after some Python."""
+    code = f"{before}\nfrom cli import main; main(prog_name='spectral')"
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join(map(str, (root, root / "benchmarks")))
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=root, env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def repeat_chunks() -> None:
+    """From here on workers are asked once for a task of each size, and answer all such tasks."""
+    real, known = Pool.run, {}
+
+    def run(
+        pool: Pool, work: Iterable[tuple[Task, Any]]
+    ) -> Iterator[tuple[Any, Chunk, memoryview]]:
+        for task, batch in work:
+            size = len(task.places)
+            if size not in known:
+                for _, chunk, payload in real(pool, [(replace(task, number=0), batch)]):
+                    known[size] = chunk, memoryview(bytes(payload))
+            yield batch, *known[size]
+
+    Pool.run = run  # type: ignore[method-assign, assignment]
+
+
+def resumed(source: Path, out: Path, rows: int) -> dict[str, Any]:
+    """The third form. Planes of one pixel."""
+    words, directory = begin(source, out, rows, size=6)
+    run = start(words, "from rehearsal import repeat_chunks; repeat_chunks()")
+    while rows_done(directory) < 0.9 * rows:
+        if run.poll() is not None:
+            raise SystemExit(f"prepare ended with {run.returncode} before it was killed")
+        time.sleep(0.05)
+    run.kill()
+    run.wait()
+    done = rows_done(directory)
+    journal = {path.name: path.stat().st_size for path in (directory / "journal").iterdir()}
+    began = time.monotonic()
+    run, read, peak = start(words), 0, 0
+    while rows_done(directory) == done:
+        if run.poll() is not None:
+            raise SystemExit(f"prepare ended with {run.returncode} when it was started again")
+        read = int(Path(f"/proc/{run.pid}/io").read_text().split()[1])
+        peak = int(Path(f"/proc/{run.pid}/status").read_text().split("VmHWM:")[1].split()[0])
+        time.sleep(0.02)
+    taken = time.monotonic() - began
+    os.kill(run.pid, signal.SIGTERM)
+    run.wait()
+    return {
+        "rows": rows, "rows_done": done, "seconds_to_next_note": round(taken, 1),
+        "parent_read_mb": round(read / 1e6), "parent_peak_mb": round(peak / 1e3),
+        "journal_kb": {name: round(size / 1e3) for name, size in journal.items()},
+    }  # fmt: skip
 
 
 def _figures(looks: list[tuple[float, int, float, float]]) -> dict[str, Any]:
@@ -218,7 +285,7 @@ def draw(looks: list[tuple[float, int, float, float]], to: Path) -> None:
 
 
 def main() -> None:
-    """One of the two forms."""
+    """One of the three forms."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("--images", type=int, default=50_000)
@@ -229,6 +296,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--resume", action="store_true")
     parser.add_argument("--seconds", type=float, default=60)
     args = parser.parse_args()
     if args.keep:
@@ -237,6 +305,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        if args.rows and args.resume:
+            report("rehearsal-resume", **resumed(args.source, root, args.rows))
+            return
         if args.rows:
             report("rehearsal-rows", **invented(args.source, root, args.rows, args.seconds))
             return

@@ -16,11 +16,11 @@ import numpy as np
 import threadpoolctl
 from common import images, report
 
+from pipeline.choices import TRANSFORMS
 from pipeline.format.codec import Payloads, encoder
 from pipeline.planes.imaging import load
 from pipeline.planes.splitter import Splitter
 from pipeline.preparation import preparation
-from pipeline.transforms import TRANSFORMS
 
 SIZES = {2: 224, 3: 336, 4: 224, 5: 335, 6: 336, 7: 336, 8: 336}
 TARGET_DB = 40.0

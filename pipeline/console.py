@@ -13,6 +13,15 @@ from typing import Any
 
 import click
 
+from pipeline.choices import (
+    CALIB,
+    CODECS,
+    IMAGE_SECONDS,
+    LAYOUTS,
+    RESIZES,
+    TRANSFORMS,
+    default_codec,
+)
 from pipeline.errors import SpectralError, StoppedError, describe
 
 Command = Callable[..., Any]
@@ -104,6 +113,10 @@ class NonEmptyPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+def _choice(name: str, values: tuple[str, ...], what: str) -> Callable[[Command], Command]:
+    return click.option(name, type=click.Choice(values), help=f"{what} [default: {values[0]}].")
+
+
 PATH = NonEmptyPath(path_type=Path)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 # What is prepared from what, and how
@@ -121,16 +134,23 @@ prepare_options = apply(
     click.option(
         "--channels", type=int, help="1 (grey) or 3 (RGB) [default: the data set's, else 3]."
     ),
-    click.option("--transform", help="dct, dct2 or none [default: dct]."),
-    click.option("--layout", help="phase or block [default: phase]."),
-    click.option("--codec", help="zstd or raw; with --splits 1 jpeg or raw [default: the first]."),
+    _choice("--transform", TRANSFORMS, "Across the phases of an image"),
+    _choice("--layout", LAYOUTS, "What a phase is"),
+    click.option(
+        "--codec",
+        type=click.Choice(CODECS),
+        help="How shards store: planes zstd or raw, with --splits 1 images jpeg or raw "
+        f"[default: {default_codec(4)}, {default_codec(1)}].",
+    ),
     click.option(
         "--step",
         type=float,
         help="Quantiser step in grey levels [default: by splits and transform].",
     ),
-    click.option("--resize", help="squash, crop or shortest [default: squash]."),
-    click.option("--calib", type=float, help="Share of train kept for fusion [default: 0.02]."),
+    _choice("--resize", RESIZES, "How an image becomes a square, or keeps its aspect"),
+    click.option(
+        "--calib", type=float, help=f"Share of train kept for fusion [default: {CALIB:g}]."
+    ),
     click.option(
         "--out", type=PATH, help="Where data sets live [default: $SPECTRAL_DATA, else ./data]."
     ),
@@ -160,7 +180,7 @@ prepare_options = apply(
     click.option(
         "--image-timeout",
         type=click.FloatRange(min=0, min_open=True),
-        default=60,
+        default=IMAGE_SECONDS,
         show_default=True,
         metavar="SECONDS",
         help="An image that takes longer cannot be used.",

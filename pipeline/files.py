@@ -29,8 +29,21 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
+def write_at(fd: int, data: bytes | bytearray | memoryview, at: int, path: Path) -> None:
+    """Until all of it is written: short writes happen, on a disk that fills up too. path: of `fd`,
+    for an error to name.
+    """
+    view = memoryview(data)
+    while len(view):
+        try:
+            written = os.pwrite(fd, view, at)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        view, at = view[written:], at + written
+
+
 def sync_directory(directory: Path) -> None:
-    """Make renames within `directory` survive a power cut."""
+    """Make new names within `directory` survive a power cut."""
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -5,13 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.catalogue import catalogue
+from pipeline.choices import CALIB, CODECS, LAYOUTS, RESIZES, TRANSFORMS, default_codec
 from pipeline.errors import ConfigError
-from pipeline.transforms import TRANSFORMS, default_step
+from pipeline.transforms import default_step
 
-LAYOUTS = ("phase", "block")
-CODECS = ("zstd", "raw", "jpeg")
-RESIZES = ("squash", "crop", "shortest")
-DEFAULT_CALIB = 0.02
 MIN_STEP, MAX_STEP = 0.01, 255
 MOST_BYTES = 1 << 23  # of a stored plane or image before it is coded: FFCV reads such pages
 
@@ -75,25 +72,18 @@ class Preparation:
 
     def folder(self) -> str:
         """`sub36`, `sub36-dct2`, `sub4-s64`, …: each option off its default adds a word."""
-        usual = preparation(
-            self.dataset,
-            self.splits,
-            size=self.size,
-            channels=self.channels,
-            test_split=self.test_split,
-        )
         spec = catalogue().get(self.dataset)
         words = [f"sub{self.splits}"]
         if spec is None or self.size != spec.size_for(self.splits):
             words.append(f"s{self.size}")
         if self.channels != (spec.channels if spec else 3):
             words.append(f"c{self.channels}")
-        for key in ("transform", "layout", "codec", "resize"):
-            if getattr(self, key) != getattr(usual, key):
-                words.append(getattr(self, key))
+        usual = (TRANSFORMS[0], LAYOUTS[0], default_codec(self.splits), RESIZES[0])
+        chosen = (self.transform, self.layout, self.codec, self.resize)
+        words += [word for word, default in zip(chosen, usual, strict=True) if word != default]
         if self.step != default_step(self.p, self.transform, self.channels):
             words.append(f"step{self.step:g}")
-        if self.calib != usual.calib:
+        if self.calib != _default_calib(self.test_split):
             words.append(f"calib{self.calib:g}")
         if self.limit is not None:
             words.append(f"n{self.limit}")
@@ -139,7 +129,7 @@ def _check_splits(prep: Preparation) -> None:
         raise ConfigError("--codec jpeg stores whole images: use it with --splits 1")
     if splits == 1 and prep.codec == "zstd":
         raise ConfigError("--codec zstd stores planes: with --splits 1 use jpeg or raw")
-    if splits == 1 and (prep.transform, prep.layout) != ("dct", "phase"):
+    if splits == 1 and (prep.transform, prep.layout) != (TRANSFORMS[0], LAYOUTS[0]):
         raise ConfigError("--transform and --layout split images: they do nothing with --splits 1")
     if splits == 1 and prep.step:
         raise ConfigError("--step quantises planes: it does nothing with --splits 1")
@@ -148,6 +138,11 @@ def _check_splits(prep: Preparation) -> None:
             "--resize shortest keeps the aspect of each image, so sizes differ: "
             "use it with --splits 1 --codec jpeg"
         )
+
+
+def _default_calib(test_split: bool) -> float:
+    """Where val is taken from train, it serves for both."""
+    return 0.0 if test_split else CALIB
 
 
 def preparation(
@@ -175,7 +170,7 @@ def preparation(
                 f"(px). Known data sets: {', '.join(catalogue())}"
             )
         size = spec.size_for(splits)
-    transform = "dct" if transform is None else transform
+    transform = TRANSFORMS[0] if transform is None else transform
     whole = splits == 1
     prep = Preparation(
         dataset=dataset,
@@ -183,11 +178,11 @@ def preparation(
         size=size,
         channels=(spec.channels if spec else 3) if channels is None else channels,
         transform=transform,
-        layout="phase" if layout is None else layout,
-        codec=("jpeg" if whole else "zstd") if codec is None else codec,
-        resize="squash" if resize is None else resize,
+        layout=LAYOUTS[0] if layout is None else layout,
+        codec=default_codec(splits) if codec is None else codec,
+        resize=RESIZES[0] if resize is None else resize,
         step=step or 0.0 if whole else (1.0 if step is None else step),
-        calib=(0.0 if test_split else DEFAULT_CALIB) if calib is None else calib,
+        calib=_default_calib(test_split) if calib is None else calib,
         limit=limit,
         all_classes=all_classes,
         test_split=test_split,

@@ -1,14 +1,20 @@
-"""Progress of long work: a bar on a terminal, plain lines otherwise."""
+"""Progress of long work: a bar on a terminal, plain lines otherwise; a word where there is none."""
 
+import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Self
 
 Advance = Callable[[int, str], None]
+ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]  # as `progress` is
 PLAIN_EVERY = 10.0  # seconds between plain lines
+PATIENCE = 60.0  # seconds until `Watch` says something
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -76,6 +82,39 @@ def _lines(what: str, total: int, unit: str) -> Iterator[Advance]:
 
     yield advance
     _say(f"{what}: {done}{of} {unit} in {time.monotonic() - started:.1f} s")
+
+
+class Watch:
+    """Says what is being done if it takes long: a disk or network that is gone gives no error, and
+    whoever reads from it waits. A context manager.
+    """
+
+    def __init__(self) -> None:
+        self._what, self._since, self._due = "", 0.0, 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def begin(self, what: str) -> None:
+        """What is done from now on; nothing, if it is empty."""
+        self._what, self._since, self._due = what, time.monotonic(), PATIENCE
+
+    def _look(self) -> None:
+        while not self._over.wait(min(1.0, PATIENCE / 4)):
+            what, seconds = self._what, time.monotonic() - self._since
+            if what and seconds > self._due:
+                self._due = 2 * seconds
+                log.warning(
+                    "%s has taken %.0f s so far: is its disk slow, or gone, or the network?",
+                    what,
+                    seconds,
+                )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
 
 
 def _say(text: str) -> None:

@@ -10,8 +10,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-TRANSFORMS = ("dct", "dct2", "none")
-
 # Rows: achromatic axis, red-blue, green against red and blue. Orthonormal. Their
 # integer forms (1, 1, 1), (1, 0, -1), (1, -2, 1) are what the kernels compute with.
 COLOUR_INTEGER = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=np.int32)
@@ -87,12 +85,12 @@ def offsets(p: int, transform: str, channels: int) -> NDArray[np.float64]:
     return np.asarray(MID_GREY * np.outer(planes, axes))
 
 
-def folding(p: int, transform: str) -> NDArray[np.int64]:
+def butterflies(p: int, transform: str) -> NDArray[np.int64]:
     """Pairs (a, b) of phases whose sum and difference replace them, in this order: (L, 2).
 
-    Rows of C are symmetric or antisymmetric under the mirrors taken here, so that half of
-    the weights on what replaces the phases are 0: `dct2`: both mirrors of (r, c). `dct`:
-    n → N−1−n, and that of the sums once more where their number is even.
+    Rows of C are symmetric or antisymmetric under the mirrors taken here, so that half of the
+    weights on what replaces the phases are 0 (docs/method.md, 3.1). `dct2`: both mirrors of (r, c).
+    `dct`: n → N−1−n, and that of the sums once more where their number is even.
     """
     n = p * p
     pairs: list[tuple[int, int]] = []
@@ -106,13 +104,11 @@ def folding(p: int, transform: str) -> NDArray[np.int64]:
     return np.array(pairs, np.int64).reshape(-1, 2)
 
 
-def thirds(p: int, transform: str) -> NDArray[np.int64]:
-    """What else may replace folded phases, for some planes: (L, 4) as (a, b, c, s), where the
-    row added is a + s·(b + c).
+def radix3(p: int, transform: str) -> NDArray[np.int64]:
+    """What may stand for three phases after the butterflies: (T, 4) as (a, b, c, s), where the row
+    added is a + s·(b + c).
 
-    A `dct` row k divisible by 3 is a DCT of a third of the length, mirrored and mirrored back:
-    it weighs three folded phases alike, so that a third of its weights suffices. For p
-    divisible by 6.
+    A `dct` row k divisible by 3 weighs them alike (docs/method.md, 3.2). For p divisible by 6.
     """
     n = p * p
     found: list[tuple[int, int, int, int]] = []

@@ -13,24 +13,17 @@ from tests.conftest import ROOT
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
-    *(
-        "format.beton",
-        "format.manifest",
-        "planes.imaging",
-        "preparation",
-        "transforms",
-        "catalogue",
-    ),
-    *("console", "cpus", "errors", "files", "zstd"),
+    *("format.beton", "format.manifest", "format.zstd", "planes.imaging"),
+    *("preparation", "transforms", "catalogue"),
+    *("console", "cpus", "errors", "files"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
 LAYERS = {
     "pipeline": (
-        ("cpus", "errors", "files", "progress", "transforms", "digits"),
-        ("catalogue", "console", "zstd"),
+        ("choices", "cpus", "errors", "files", "jit", "progress", "transforms", "digits"),
+        ("catalogue", "console"),
         ("preparation",),
-        ("planes", "sources"),
-        ("format",),
+        ("planes", "sources", "format"),
         ("stage",),
         ("look",),
     ),

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline import transforms
+from pipeline.choices import TRANSFORMS
 from pipeline.planes.splitter import Splitter
 from pipeline.preparation import Preparation, preparation
 from trainer.methods import mixing
@@ -45,7 +46,7 @@ def test_translate_moves_and_fills_with_mid_grey() -> None:
 
 
 @pytest.mark.parametrize("flip", sorted(DIMS))
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 def test_flipping_a_plane_is_flipping_the_image(transform: str, flip: str) -> None:
     """Bit for bit, for every plane on which a recipe's flip acts; on others it does nothing."""
     prep = preparation("any", 9, size=15, transform=transform)

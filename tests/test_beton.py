@@ -1,8 +1,10 @@
 """The file format: FFCV's own dtypes, the stock Loader, pages, digests, damage."""
 
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 
 from pipeline.errors import DamagedError
 from pipeline.format import beton
-from pipeline.format.beton import PAGE, BetonReader, digest, image_field
-from pipeline.format.beton_writer import BetonWriter, Written, publish
+from pipeline.format.beton import PAGE, PIECE, BetonReader, digest, image_field
+from pipeline.format.beton_writer import BetonWriter, Mark, Written, publish
 from pipeline.format.codec import decode_plane
 from pipeline.preparation import Preparation, preparation
 from tests.conftest import GREY, RAW, ROOT, SUB4
@@ -60,6 +62,7 @@ def append(writer: BetonWriter, prep: Preparation, payloads: list[bytes], first:
         writer.append(memoryview(b"".join(part)), sizes, labels, shapes)
 
 
+JPEG = preparation("any", 1, size=8)
 ZSTD = preparation("any", 4, size=8)
 RAW_GREY = preparation("any", 4, size=2 * 1448, channels=1, codec="raw")
 
@@ -125,7 +128,8 @@ def test_a_writer_taken_up_at_its_mark_writes_the_same(
     earlier = first.mark()
     append(first, prep, payloads[cut // 2 : cut], cut // 2)
     mark = first.mark()
-    mark.pages = earlier.pages + mark.pages
+    pieces = zip(earlier.digests, mark.digests, strict=True)
+    mark = replace(mark, digests=tuple(one + more for one, more in pieces))
     append(first, prep, [rng.bytes(999)] * (30 - cut), 500)
     first.mark()
     first.close()
@@ -142,9 +146,66 @@ def test_a_partial_file_that_lost_bytes_is_refused(tmp_path: Path) -> None:
     append(writer, ZSTD, [b"x" * 50] * 5)
     mark = writer.mark()
     writer.close()
-    os.truncate(tmp_path / "a.beton.partial", mark.at - 1)
+    os.truncate(tmp_path / "a.beton.partial", mark.end - 1)
     with pytest.raises(DamagedError, match="--overwrite"):
         BetonWriter(tmp_path / "a.beton", image_field(ZSTD), 5, mark)
+
+
+def read_so_far() -> int:
+    """Bytes that this process has read."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mark, Written]:
+    """A partial file with megabytes of rows, where it was left; and what it is to become."""
+    count = 100_000
+    payloads = [b"0123456789" * 10] * count
+    folder = tmp_path_factory.mktemp("long")
+    whole = write(folder / "whole.beton", JPEG, payloads)
+    writer = BetonWriter(folder / "a.beton", image_field(JPEG), count)
+    append(writer, JPEG, payloads[:-1])
+    mark = writer.mark()
+    append(writer, JPEG, payloads[-1:], count - 1)
+    writer.close()
+    return folder, mark, whole
+
+
+def test_going_on_reads_a_little_however_much_there_is(
+    tmp_path: Path, long_run: tuple[Path, Mark, Written]
+) -> None:
+    """Of rows, payloads and sizes the last, partial piece; at the end the pieces that two share."""
+    folder, mark, whole = long_run
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    before = read_so_far()
+    writer = BetonWriter(tmp_path / "a.beton", image_field(JPEG), 100_000, mark)
+    assert read_so_far() - before < 3 * PIECE + 10_000
+    append(writer, JPEG, [b"0123456789" * 10], 99_999)
+    assert finished(writer) == whole
+    assert digest(tmp_path / "a.beton") == whole.digest
+    assert (tmp_path / "a.beton").stat().st_size > 14 * PIECE
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "piece"),
+    [("a.beton", 5000, 0), ("a.beton", 3_000_000, 2), ("a.beton.sizes", 9, 0)],
+)
+def test_damage_to_what_is_read_again_at_the_end_is_found_there(
+    tmp_path: Path, long_run: tuple[Path, Mark, Written], name: str, at: int, piece: int
+) -> None:
+    """Else its digest would be taken of the damage. What is not read again `verify` finds."""
+    folder, mark, _ = long_run
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    with (tmp_path / f"{name}.partial").open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    assert at // PIECE == piece
+    writer = BetonWriter(tmp_path / "a.beton", image_field(JPEG), 100_000, mark)
+    with pytest.raises(DamagedError, match=f"{name}.partial is not what was written"):
+        writer.finish()
+    writer.close()
 
 
 @pytest.mark.parametrize("keep", [0, 5, 24, 1500, 2110, 2500, 4000])

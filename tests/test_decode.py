@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.errors import BadImageError
 from pipeline.planes.decode import decode
-from pipeline.planes.resize import resize
+from pipeline.planes.imaging import resize
 from pipeline.preparation import preparation
 from tests.conftest import photograph, spectral
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,9 @@ import pytest
 from pipeline.errors import WorkerError
 from pipeline.sources.index import Place
 from pipeline.stage import run
-from pipeline.stage.blame import Job, ended, out_of_time
+from pipeline.stage.blame import Job, Verdicts, ended, out_of_time
+from pipeline.stage.messages import Task
 from pipeline.stage.shared import READING
-from pipeline.stage.verdicts import Verdicts
-from pipeline.stage.worker import Task
 from tests.conftest import ROOT, SUB4, Done, spectral, spectral_here, write_class_folders
 from tests.test_prepare import TOY, children, wait_until
 from tests.test_restart import Cut
@@ -30,10 +31,32 @@ HOOK = """
 import os
 import sys
 if os.environ.get("HOOK") == "OLD":
-    import pipeline.zstd
-    pipeline.zstd._PARAMETERS = {9999: 1}  # that libzstd does not know
+    import pipeline.format.zstd
+    pipeline.format.zstd._PARAMETERS = {9999: 1}  # that libzstd does not know
 elif os.environ.get("HOOK") == "DIE" and "--multiprocessing-fork" in sys.argv:
     os._exit(5)
+elif os.environ.get("HOOK") == "SLEEP":
+    import time
+    import pipeline.stage.pool
+    pipeline.stage.pool.START_SECONDS = 2
+    if "--multiprocessing-fork" in sys.argv:
+        time.sleep(1000)
+elif os.environ.get("HOOK", "").startswith("STALL"):  # as of a network disk that is gone
+    import pipeline.progress
+    from pipeline.sources.gzipped import Gunzip
+    from pipeline.sources.index import Scan
+    from pipeline.sources.reading import Feeder
+    pipeline.progress.PATIENCE = 0.5
+    _, doing, number = os.environ["HOOK"].split()
+    kind, name = {"LOOK": (Gunzip, "read"), "LIST": (Scan, "add"), "READ": (Feeder, "read")}[doing]
+    never, real, calls = os.pipe(), getattr(kind, name), iter(range(100))
+
+    def wait(*args, **options):
+        if next(calls) >= int(number):
+            os.read(never[0], 1)
+        return real(*args, **options)
+
+    setattr(kind, name, wait)
 elif "HOOK" in os.environ:
     import ctypes
     import numpy
@@ -76,8 +99,9 @@ def hook(tmp_path: Path) -> dict[str, str]:
 
 
 def prepare(source: Path, out: Path, hook: dict[str, str], workers: int = 2) -> Done:
+    """Here; the hook is in the workers."""
     where = ("--source", source, "--out", out, "--workers", workers)
-    return spectral("prepare", "toy", *where, *OPTIONS, **hook)
+    return spectral_here("prepare", "toy", *where, *OPTIONS, **hook)
 
 
 def mark(source: Path, words: dict[str, str]) -> None:
@@ -124,23 +148,61 @@ def test_each_fault_costs_one_image(tmp_path: Path, hook: dict[str, str]) -> Non
     check(source, tmp_path / "out", hook, {name: REASONS[word] for name, word in words.items()})
 
 
+def gz(source: Path, folder: Path) -> Path:
+    """A .tar.gz of a tar for each class of the train split."""
+    archive = folder / "whole.tar.gz"
+    with tarfile.open(archive, "w:gz") as whole:
+        for classes in sorted((source / "train").iterdir()):
+            inner = folder / f"{classes.name}.tar"
+            with tarfile.open(inner, "w") as tar:
+                tar.add(classes, classes.name)
+            whole.add(inner, inner.name)
+    return archive
+
+
 def test_images_that_the_parent_reads(tmp_path: Path, hook: dict[str, str]) -> None:
     """Their bytes lie where answers go, and larger ones in a pipe: they are sent once more."""
     source = write_class_folders(tmp_path / "source", {"train": 12})
     mark(source, {"train/class_1/002.jpg": "CRASH", "train/class_1/003.jpg": "KILL"})
     (source / "train/class_1/004.jpg").open("ab").write(bytes(1_000_000))
-    archive = tmp_path / "whole.tar.gz"
-    with tarfile.open(archive, "w:gz") as whole:
-        for folder in sorted((source / "train").iterdir()):
-            inner = tmp_path / f"{folder.name}.tar"
-            with tarfile.open(inner, "w") as tar:
-                tar.add(folder, folder.name)
-            whole.add(inner, inner.name)
+    archive = gz(source, tmp_path)
     done = prepare(archive, tmp_path / "out", hook)
     assert done.returncode == 0, done.stderr
     check(archive, tmp_path / "out", hook, {
         "train/class_1/002.jpg": REASONS["CRASH"], "train/class_1/003.jpg": REASONS["KILL"],
     })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [
+        ("LOOK 0", signal.SIGTERM),
+        ("LIST 5", signal.SIGTERM),
+        ("READ 0", signal.SIGINT),
+        ("READ 40", signal.SIGTERM),
+    ],
+)
+def test_a_read_of_the_parent_that_never_returns_is_named(
+    tmp_path: Path, hook: dict[str, str], word: str, number: signal.Signals
+) -> None:
+    """When the source is recognised, listed, probed, and ahead of the workers, in another thread; a
+    signal ends it.
+    """
+    source = write_class_folders(tmp_path / "source", {"train": 12})
+    archive = gz(source, tmp_path)
+    started = start(archive, tmp_path / "out", {**hook, "HOOK": f"STALL {word}"})
+    assert started.stderr is not None
+    while "has taken" not in (line := started.stderr.readline()):
+        assert line, "it has ended"
+    doing = {"LOOK": "looking at", "LIST": "listing", "READ": "reading"}[word.split()[0]]
+    assert f"{doing} {archive} has taken" in line
+    started.send_signal(number)
+    asked = time.monotonic()
+    _, error = started.communicate(timeout=30)
+    assert time.monotonic() - asked < 5
+    assert started.returncode in (75, 130)
+    assert "run the same command again to go on" in error
+    assert "Traceback" not in error
 
 
 def begin(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +212,7 @@ def begin(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise Cut
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "write", cut)
+        patch.setattr(run, "write", cut)
         with pytest.raises(Cut):
             spectral_here("prepare", "toy", "--source", source, *OPTIONS, "--out", out)
 
@@ -180,7 +242,7 @@ def test_a_read_that_never_returns(
 def test_a_pipe_among_the_images_is_refused_before_any_work(tmp_path: Path) -> None:
     source = write_class_folders(tmp_path / "source", {"train": 2})
     os.mkfifo(source / "train/class_2/005.jpg")
-    done = spectral("prepare", "toy", "--source", source, *OPTIONS, "--out", tmp_path)
+    done = spectral_here("prepare", "toy", "--source", source, *OPTIONS, "--out", tmp_path)
     assert done.returncode == 1
     assert "train/class_2/005.jpg is no regular file" in done.stderr
 
@@ -226,8 +288,12 @@ def test_a_worker_that_cannot_start_ends_the_run(tmp_path: Path, hook: dict[str,
     for word, expected in (
         ("OLD", "is too old: 1.5.4 is needed"),
         ("DIE", "ended before it had started (exit status 5)"),
+        ("SLEEP", "has not started within 2 s"),
     ):
-        done = prepare(source, tmp_path / "out", {**hook, "HOOK": word})
+        done = spectral(
+            "prepare", "toy", "--source", source, "--out", tmp_path / "out", *OPTIONS,
+            **{**hook, "HOOK": word},
+        )  # fmt: skip
         assert done.returncode == 1
         assert expected in done.stderr
         assert "Traceback" not in done.stderr

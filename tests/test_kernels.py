@@ -11,15 +11,22 @@ from hypothesis import strategies as st
 from scipy.fft import dct, dctn
 
 from pipeline import transforms
+from pipeline.choices import TRANSFORMS
 from pipeline.format.codec import Payloads
-from pipeline.planes.kernels.frames import BLOCK, compress_planes, room_for
+from pipeline.format.zstd import BLOCK, CompressionContext, compress_planes, room_for
+from pipeline.planes.kernels.analyse import (
+    FRACTION_BITS,
+    GROUP,
+    ROUNDING,
+    add_radix3,
+    butterflies,
+    quantise_row,
+    weigh,
+)
 from pipeline.planes.kernels.gather import gather
 from pipeline.planes.kernels.moments import add_moments
-from pipeline.planes.kernels.project import FRACTION_BITS, GROUP, add_thirds, fold, weigh
-from pipeline.planes.kernels.quantise import ROUNDING, quantise_row
-from pipeline.planes.splitter import Splitter, sparse
+from pipeline.planes.splitter import Splitter, sparse_weights
 from pipeline.preparation import preparation
-from pipeline.zstd import CompressionContext
 
 RGB_AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 KINDS = ("noise", "black", "white", "checkers", "red", "ramp")
@@ -81,7 +88,7 @@ def split(splitter: Splitter, image: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", ["phase", "block"])
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [2, 3, 4, 6, 8])
 def test_planes_equal_the_slow_twin(p: int, transform: str, layout: str, channels: int) -> None:
     """Quantised planes are the rounded coefficients, for odd plane sizes and saturating input."""
@@ -108,7 +115,7 @@ def test_planes_equal_the_slow_twin(p: int, transform: str, layout: str, channel
 
 
 @pytest.mark.parametrize("layout", ["phase", "block"])
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [1, 2, 4, 6, 8])
 def test_rebuild_inverts_the_split(p: int, transform: str, layout: str) -> None:
     """Unquantised, the inverse is exact; quantised, the error is at most what rounding adds."""
@@ -131,7 +138,7 @@ def test_rebuild_inverts_the_split(p: int, transform: str, layout: str) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("layout", ["phase", "block"])
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [2, 3, 4, 6])
 def test_flips_are_exact_where_promised(p: int, transform: str, layout: str, channels: int) -> None:
     """After quantisation, bit for bit; and where no sign is promised, none would do."""
@@ -171,17 +178,17 @@ def test_weigh_is_the_matrix_product(n: int, groups: int, j: int, seed: int) -> 
     assert (out == weights @ values[rows].astype(np.int64)).all()
 
 
-@pytest.mark.parametrize("transform", transforms.TRANSFORMS)
+@pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 8, 12])
 def test_folded_values_times_sparse_weights_are_the_transform(p: int, transform: str) -> None:
     """Within the rounding of the weights; values at the ends of their range do not wrap."""
-    matrix, pairs = transforms.matrix(p, transform), transforms.folding(p, transform)
-    thirds = transforms.thirds(p, transform)
-    weights, rows, lengths = sparse(matrix, pairs, thirds)
+    matrix, pairs = transforms.matrix(p, transform), transforms.butterflies(p, transform)
+    triples = transforms.radix3(p, transform)
+    weights, rows, lengths = sparse_weights(matrix, pairs, triples)
     values = np.random.default_rng(p).choice([-1020, 1020], (p * p, 30)).astype(np.int16)
-    folded = np.vstack([values, np.zeros((len(thirds), 30), np.int16)])
-    fold(folded, pairs)
-    add_thirds(folded, thirds)
+    folded = np.vstack([values, np.zeros((len(triples), 30), np.int16)])
+    butterflies(folded, pairs)
+    add_radix3(folded, triples)
     for k in range(p * p):
         out = np.empty(30, np.int32)
         weigh(weights[k, : lengths[k]], rows[k, : lengths[k]], folded, out)
@@ -194,10 +201,10 @@ def test_folded_values_times_sparse_weights_are_the_transform(p: int, transform:
 )
 def test_few_weights_are_left(p: int, transform: str, most: int, total: int) -> None:
     """Of p⁴: 1,296 and, for p of 12, 20,736."""
-    lengths = sparse(
+    lengths = sparse_weights(
         transforms.matrix(p, transform),
-        transforms.folding(p, transform),
-        transforms.thirds(p, transform),
+        transforms.butterflies(p, transform),
+        transforms.radix3(p, transform),
     )[2]
     assert (lengths.max(), lengths.sum()) == (most, total)
 
@@ -243,7 +250,7 @@ def test_moments_are_exact_sums(dtype: type) -> None:
 @pytest.mark.parametrize("p", [2, 4, 6, 8, 10])
 def test_a_flat_image_never_clips(p: int) -> None:
     """Plane 0 gets a larger step where the table's would not span black to white."""
-    for transform in transforms.TRANSFORMS:
+    for transform in TRANSFORMS:
         splitter = Splitter(preparation("any", p * p, size=p, transform=transform))
         for kind in ("black", "white"):
             assert not split(splitter, image_of(kind, p, 3))[1].any()
@@ -291,16 +298,16 @@ def test_frames_do_not_depend_on_what_was_compressed_before(search: bool) -> Non
 def test_payloads_lie_plane_by_plane_and_leave_memory_that_is_too_small(room: int) -> None:
     rng = np.random.default_rng(0)
     samples = rng.integers(0, 256, (3, 4, 400), dtype=np.uint8)
-    payloads, lent = Payloads(4), np.zeros(room, np.uint8)
+    payloads, memory = Payloads(4), np.zeros(room, np.uint8)
     for _ in range(2):
-        payloads.start(lent)
+        payloads.start(memory)
         for sample in samples:
             payloads.append(sample)
             assert [payloads.last(k) for k in range(4)] == [row.tobytes() for row in sample]
         assert (payloads.sizes() == 400).all()
         assert (payloads.ends == 1200).all()
         assert (payloads.rows[:, :1200] == np.hstack(list(samples))).all()
-        assert payloads.lent == (room == 5000) == bool(lent.any())
+        assert payloads.in_room == (room == 5000) == bool(memory.any())
 
 
 def test_no_kernel_takes_the_type_that_ffcv_alters() -> None:
@@ -309,7 +316,7 @@ def test_no_kernel_takes_the_type_that_ffcv_alters() -> None:
     for channels in (1, 3):
         splitter = splitter_for(2, 8, "dct", "phase", channels)
         split(splitter, image_of("noise", 8, channels))
-    for module in [m for name, m in sys.modules.items() if ".planes.kernels." in name]:
+    for module in [m for name, m in sys.modules.items() if name.startswith("pipeline.")]:
         for kernel in [k for k in vars(module).values() if hasattr(k, "overloads")]:
             for signature in kernel.overloads:
                 seen += 1

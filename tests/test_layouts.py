@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.format import manifest
-from pipeline.stage import commits, tasks
-from pipeline.stage.journal import Journal
+from pipeline.stage import journal, tasks
+from pipeline.stage.messages import Task
 from pipeline.stage.pool import Pool
-from pipeline.stage.worker import Task
+from pipeline.stage.resume import Note, State
 from tests.conftest import photograph, spectral_here
 from tests.test_prepare import files_of
 from tests.test_restart import Cut
@@ -211,18 +211,18 @@ def test_a_run_cut_off_in_the_middle_goes_on_by_offset(
     """Also where the parent reads for the workers: gzip, Parquet."""
     source = build(tmp_path / "source", train, val)
     whole = prepared(source, tmp_path / "whole")
-    monkeypatch.setattr(commits, "COMMIT_SECONDS", 0)
+    monkeypatch.setattr(journal, "COMMIT_SECONDS", 0)
     monkeypatch.setattr(tasks, "CHUNK_IMAGES", 8)
     with monkeypatch.context() as patch:
         records = iter(range(100))
-        append = Journal.append
+        keep = State.keep
 
-        def cut(journal: Journal, record: dict[str, object]) -> None:
-            if "tally" in record and next(records) == 1:
+        def cut(state: State, note: Note) -> None:
+            if next(records) == 1:
                 raise Cut
-            append(journal, record)
+            keep(state, note)
 
-        patch.setattr(Journal, "append", cut)
+        patch.setattr(State, "keep", cut)
         with pytest.raises(Cut):
             prepared(source, tmp_path / "cut")
     again = spectral_here("prepare", "toy", "--source", source, "--out", tmp_path / "cut", *OPTIONS)
@@ -286,7 +286,7 @@ def test_a_test_split_of_the_right_size(tmp_path: Path, monkeypatch: pytest.Monk
         put(root / "val" / str(i), shots(i + 50, f"v{i}", 2))
     counts = {"train": 98, "val": 22, "test": 20}
     spec = {**vars(catalogue()["cifar10"]), "test_split": counts}
-    for module in ("sources.splits", "stage.prepare"):
+    for module in ("sources.splits", "stage.resume"):
         found = {"cifar10": DatasetSpec(**spec)}
         monkeypatch.setattr(f"pipeline.{module}.catalogue", lambda found=found: found)
     done = spectral_here(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.preparation import preparation
-from pipeline.sources.index import Container, Place
+from pipeline.sources.index import Container, Index, Place, Summary
+from pipeline.stage.blame import Verdicts
+from pipeline.stage.messages import Task
 from pipeline.stage.pool import Pool
-from pipeline.stage.verdicts import Verdicts
-from pipeline.stage.worker import Task
 from tests.conftest import photograph
 
 pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
@@ -41,12 +41,15 @@ def test_large_tasks_and_large_answers_pass_each_other(tmp_path: Path) -> None:
     data = [file.getvalue() + bytes(20_000 + i) for i in range(IMAGES)]
     prep = preparation("toy", 1, size=64, codec="raw")
     places = [Place(0, "", i, 0) for i in range(IMAGES)]
-    tasks = [Task(i, places, [False] * IMAGES, IMAGES, data=list(data)) for i in range(TASKS)]
-    containers = [Container("x.tar.gz", "gzip")]
+    ids = [f"train/a/{i}.jpg" for i in range(IMAGES)]
+    tasks = [Task(i, places, [False] * IMAGES, IMAGES, ids, data=list(data)) for i in range(TASKS)]
+    index = Index(tmp_path, tmp_path, Summary(containers=[Container("x.tar.gz", "gzip")]))
     with (
         Verdicts(tmp_path) as verdicts,
-        Pool(prep, tmp_path, containers, 1, slot_bytes=4096, verdicts=verdicts) as pool,
+        Pool(prep, index, 1, slot_bytes=4096, verdicts=verdicts) as pool,
     ):
-        chunks = [chunk for chunk, _ in pool.run(tasks)]
+        found = [(beside, chunk) for beside, chunk, _ in pool.run(zip(tasks, "abcd", strict=True))]
+    chunks = [chunk for _, chunk in found]
+    assert [beside for beside, _ in found] == list("abcd")
     assert [chunk.number for chunk in chunks] == list(range(TASKS))
     assert all(len(chunk.inline or b"") > IMAGES * 64 * 64 * 3 for chunk in chunks)

@@ -7,6 +7,7 @@ import pytest
 from pipeline.catalogue import catalogue
 from pipeline.errors import ConfigError
 from pipeline.preparation import preparation
+from tests.conftest import spectral_here
 
 NAMES = "imagenet1k imagenet21k cifar10 cifar100 mnist fashionmnist kmnist tinyimagenet demo"
 
@@ -86,6 +87,24 @@ def test_what_cannot_work_is_refused_with_the_way_out(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         preparation("mine", splits, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--transform", "'dct', 'dct2', 'none'"),
+        ("--layout", "'phase', 'block'"),
+        ("--codec", "'zstd', 'raw', 'jpeg'"),
+        ("--resize", "'squash', 'crop', 'shortest'"),
+    ],
+)
+def test_a_value_that_there_is_not_is_a_usage_error_with_the_list(option: str, values: str) -> None:
+    done = spectral_here("prepare", "mine", "--splits", 4, option, "fft")
+    assert done.returncode == 2
+    assert f"'fft' is not one of {values}" in done.stderr
+    assert "|".join(values.replace("'", "").split(", ")) in spectral_here(
+        "prepare", "--help"
+    ).stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "../up", " x"])

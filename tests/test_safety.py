@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.format import beton_writer
 from tests.conftest import ROOT, SUB4, spectral_here
 from tests.test_prepare import children, files_of, wait_until
 from tests.test_restart import Cut, _nth, rows_done, small, words
@@ -67,6 +68,17 @@ def test_empty_paths_are_refused(source: Path, tmp_path: Path) -> None:
         assert "the path is empty" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def cut_off(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """What a run leaves that is killed when all is written, and nothing is whole yet."""
+    out = tmp_path_factory.mktemp("cut")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beton_writer.BetonWriter, "finish", _nth(beton_writer.BetonWriter.finish, 1))
+        with pytest.raises(Cut):
+            spectral_here(*small(source, out))
+    return out
+
+
 def damage(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 16
@@ -84,49 +96,71 @@ def damage(path: Path, at: int) -> None:
         lambda d: os.truncate(d / "journal" / "index.arrow", 100),
         lambda d: (d / "journal" / "index.arrow").unlink(),
         lambda d: (d / "journal" / "header").unlink(),
+        lambda d: (d / "journal" / "state").write_text("garbage"),
         lambda d: (d / "journal" / "header").write_text("garbage"),
         lambda d: (d / "journal" / "index.json").write_text("{"),
         lambda d: (d / "val" / "shard_02.beton.partial").unlink(),
     ],
 )
 def test_what_a_damaged_run_left_is_not_taken_up(
-    data: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    harm: Callable[[Path], None],
-) -> None:  # fmt: skip
-    """It is said, and --overwrite gives what it should."""
-    from pipeline.format import beton_writer
-
-    with monkeypatch.context() as patch:
-        finish = beton_writer.BetonWriter.finish
-        patch.setattr(beton_writer.BetonWriter, "finish", _nth(finish, 1))
-        with pytest.raises(Cut):
-            spectral_here(*small(source, tmp_path))
-    folder = tmp_path / SUB4
-    harm(folder)
+    cut_off: Path, source: Path, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    """It is said, and nothing is published."""
+    shutil.copytree(cut_off, tmp_path, dirs_exist_ok=True)
+    harm(tmp_path / SUB4)
     done = spectral_here(*small(source, tmp_path))
     assert done.returncode == 1
     assert "--overwrite" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.beton"))
+
+
+def test_overwrite_gives_what_it_should_whatever_was_left(
+    cut_off: Path, data: Path, source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(cut_off, tmp_path, dirs_exist_ok=True)
+    (tmp_path / SUB4 / "journal" / "header").write_text("garbage")
     assert spectral_here(*small(source, tmp_path), "--overwrite").returncode == 0
-    assert files_of(folder) == files_of(data / SUB4)
+    assert files_of(tmp_path / SUB4) == files_of(data / SUB4)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """Enough (linked) images to catch a run at any time."""
+    root = tmp_path_factory.mktemp("many")
+    for copy in range(100):
+        shutil.copytree(source / "train", root / f"c{copy % 5}" / str(copy), copy_function=os.link)
+    return root
+
+
+SIGNALS = {
+    signal.SIGINT: (130, "interrupted"),
+    signal.SIGTERM: (75, "stopped by SIGTERM"),
+    signal.SIGUSR1: (75, "stopped by SIGUSR1"),
+}
 
 
 @pytest.mark.parametrize(
-    ("number", "wait", "status", "message"),
-    [
-        *((signal.SIGINT, wait, 130, "interrupted") for wait in (0.3, 0.6, 0.9, 1.3, 2.5)),
-        (signal.SIGTERM, 0.6, 75, "stopped by SIGTERM"),
-        (signal.SIGTERM, 2.5, 75, "stopped by SIGTERM"),
-        (signal.SIGUSR1, 2.5, 75, "stopped by SIGUSR1"),
-    ],
+    ("number", "wait"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 0.6), (signal.SIGUSR1, 2.5)]
 )
 def test_a_signal_to_all_processes_is_one_line(
-    source: Path, tmp_path: Path, number: signal.Signals, wait: float, status: int, message: str
+    many: Path, tmp_path: Path, number: signal.Signals, wait: float
 ) -> None:
+    signal_to_all(many, tmp_path, number, wait)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("wait", [0.3, 0.6, 0.9, 1.3, 2.5])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_to_all_processes_is_one_line_at_any_time(
+    many: Path, tmp_path: Path, number: signal.Signals, wait: float
+) -> None:
+    signal_to_all(many, tmp_path, number, wait)
+
+
+def signal_to_all(many: Path, tmp_path: Path, number: signal.Signals, wait: float) -> None:
     """A terminal or Slurm sends it to the whole process group, whatever the workers are doing."""
-    many = tmp_path / "many"
-    for copy in range(150):
-        shutil.copytree(source / "train", many / f"c{copy % 5}" / str(copy), copy_function=os.link)
+    status, message = SIGNALS[number]
     started = subprocess.Popen(
         [sys.executable, "-m", "cli", *words(many, tmp_path / "out", "sub36", 2)], cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,

@@ -42,13 +42,13 @@ if "--multiprocessing-fork" not in sys.argv and "PHASE" in os.environ:
 PHASES = {
     "importing": "pipeline.preparation:preparation:1",
     "listing": "pipeline.sources.index:Scan.add:5",
-    "splits": "pipeline.stage.prepare:assign:1",
+    "splits": "pipeline.stage.resume:assign:1",
     "saving the index": "pipeline.sources.index:Index.save:1",
     "starting workers": "pipeline.stage.pool:Pool._start:2",
     "probing": "pipeline.stage.run:probe:1",
     "the probe's answer": "pipeline.stage.run:readable:1",
-    "writing": "pipeline.stage.run:Run._take:2",
-    "committing": "pipeline.stage.commits:Commits._commit:1",
+    "writing": "pipeline.stage.write:Shards.append:2",
+    "committing": "pipeline.stage.resume:State.keep:1",
     "finishing shards": "pipeline.format.beton_writer:BetonWriter.finish:2",
     "publishing": "pipeline.stage.run:publish:3",
     "the table": "pipeline.stage.samples:write:1",
@@ -57,7 +57,7 @@ PHASES = {
     "removing the journal": "pipeline.stage.prepare:remove_journal:1",
     "reporting": "pipeline.look.inspect:lines:1",
 }
-SHORT = ("listing", "starting workers", "probing", "writing", "finishing shards", "publishing")
+SHORT = ("listing", "starting workers", "writing", "publishing")  # the others: `make chaos`
 ENDS = {
     signal.SIGTERM: (75, "Error: stopped by SIGTERM; run the same command again to go on"),
     signal.SIGINT: (130, "Error: interrupted; run the same command again to go on"),

@@ -36,12 +36,12 @@ def test_one_flipped_bit_is_found_and_named(copy: Path, name: str) -> None:
         damaged = bytearray(content)
         damaged[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
-        done = spectral("verify", copy)
+        done = spectral_here("verify", copy)
         assert done.returncode == 1, at
         assert str(path) in done.stderr
         assert "Traceback" not in done.stderr
     path.write_bytes(content)
-    assert spectral("verify", copy).returncode == 0
+    assert spectral_here("verify", copy).returncode == 0
 
 
 def test_two_hundred_flipped_bits_are_all_found(copy: Path) -> None:
@@ -99,7 +99,7 @@ def test_missing_and_truncated_files_are_named(copy: Path) -> None:
     (copy / "train" / "shard_01.beton").unlink()
     longer = copy / "val" / "shard_03.beton"
     longer.write_bytes(longer.read_bytes() + b"x")
-    done = spectral("verify", copy)
+    done = spectral_here("verify", copy)
     assert done.returncode == 1
     assert "2 damaged" in done.stderr
     assert "shard_01.beton: is missing" in done.stderr
@@ -118,7 +118,7 @@ def test_inspect_says_which_files_are_missing(copy: Path) -> None:
 def test_an_unfinished_directory_says_so(copy: Path) -> None:
     (copy / "manifest.json").unlink()
     for command in ("verify", "inspect"):
-        done = spectral(command, copy)
+        done = spectral_here(command, copy)
         assert done.returncode == 1
         assert "has no manifest.json" in done.stderr
 
@@ -126,35 +126,35 @@ def test_an_unfinished_directory_says_so(copy: Path) -> None:
 def test_a_newer_schema_asks_for_an_update(copy: Path) -> None:
     path = copy / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
-    done = spectral("inspect", copy)
+    done = spectral_here("inspect", copy)
     assert done.returncode == 1
     assert "schema 99" in done.stderr
     assert "update spectral" in done.stderr
 
 
 def test_inspect_says_what_a_directory_holds(data: Path) -> None:
-    found = json.loads(spectral("inspect", data / SUB4, "--json").stdout)
+    found = json.loads(spectral_here("inspect", data / SUB4, "--json").stdout)
     assert found["psnr_db"] > 38
     assert found["plane_shape"] == [3, 16, 16]
     assert found["counts"]["val"]["written"] == 30
     assert len(found["planes"]) == 4
-    text = spectral("inspect", data / SUB4).stdout
+    text = spectral_here("inspect", data / SUB4).stdout
     assert "4 shards (dct, phase layout), zstd" in text
 
 
 def test_inspect_says_what_a_beton_holds(data: Path, tmp_path: Path) -> None:
     path = data / SUB4 / "val" / "shard_03.beton"
-    found = json.loads(spectral("inspect", path, "--json").stdout)
+    found = json.loads(spectral_here("inspect", path, "--json").stdout)
     assert (found["samples"], found["codec"], found["plane"]) == (30, "zstd", 3)
     assert found["shape"] == [3, 16, 16]
     alone = tmp_path / "alone.beton"
     shutil.copy(path, alone)
-    assert json.loads(spectral("inspect", alone, "--json").stdout)["samples"] == 30
+    assert json.loads(spectral_here("inspect", alone, "--json").stdout)["samples"] == 30
 
 
 @pytest.mark.parametrize("folder", [SUB4, RAW, GREY, WHOLE, SHORTEST])
 def test_the_contact_sheet_is_a_picture(data: Path, tmp_path: Path, folder: str) -> None:
-    done = spectral("inspect", data / folder, "--png", tmp_path / "sheet.png")
+    done = spectral_here("inspect", data / folder, "--png", tmp_path / "sheet.png")
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert np.asarray(sheet.convert("L")).std() > 10
@@ -172,28 +172,28 @@ def test_the_contact_sheet_does_without_the_source(
 
     found = manifest.load(copy)
     manifest.Manifest(**{**vars(found), "source": str(moved / "gone")}).save(copy)
-    done = spectral("inspect", copy, "--png", tmp_path / "sheet.png")
+    done = spectral_here("inspect", copy, "--png", tmp_path / "sheet.png")
     assert done.returncode == 0, done.stderr
 
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("hello")
     for path, message in ((tmp_path / "x", "truncated"), (tmp_path / "y", "no such file")):
-        done = spectral("inspect", path)
+        done = spectral_here("inspect", path)
         assert done.returncode == 1
         assert message in done.stderr
-    done = spectral("inspect", tmp_path / "x", "--png", tmp_path / "sheet.png")
+    done = spectral_here("inspect", tmp_path / "x", "--png", tmp_path / "sheet.png")
     assert done.returncode == 1
 
 
 def test_a_sheet_is_a_png_of_a_prepared_directory(data: Path, tmp_path: Path) -> None:
-    other = spectral("inspect", data / SUB4, "--png", tmp_path / "sheet.xyz")
+    other = spectral_here("inspect", data / SUB4, "--png", tmp_path / "sheet.xyz")
     assert other.returncode == 2
     assert "does not end in .png" in other.stderr
     shard = data / SUB4 / "val" / "shard_00.beton"
     sheet = ("--png", tmp_path / "sheet.png")
     for command in (("inspect", shard, *sheet), ("inspect", shard, "--bad"), ("verify", shard)):
-        done = spectral(*command)
+        done = spectral_here(*command)
         assert done.returncode == 1
         assert "is a file: name its prepared directory" in done.stderr
 

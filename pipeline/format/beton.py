@@ -5,7 +5,6 @@ are FFCV's; a test holds them equal, since importing ffcv would load torch. File
 written by `pipeline.format.beton_writer`.
 """
 
-import hashlib
 import json
 import mmap
 import os
@@ -16,12 +15,14 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128, xxh3_128_digest
 
 from pipeline.errors import DamagedError
 from pipeline.preparation import MOST_BYTES, Preparation
 
 VERSION = 2
 PAGE = MOST_BYTES  # no sample straddles a page, FFCV's process cache reads page-wise
+PIECE = 1 << 20  # bytes of a file under one digest: of as many a resumed run reads the last again
 PARTIAL = ".partial"
 
 HEADER = np.dtype(
@@ -92,14 +93,15 @@ def image_field(prep: Preparation) -> ImageField:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 over the SHA-256 digests of a file's 8 MiB pages, in hexadecimal.
+    """XXH3 (128 bits) over the digests of a file's pieces of 1 MiB, in hexadecimal: against damage,
+    not attacks, in a twentieth of the time of SHA-256.
 
-    Page-wise, so that a writer that fills pages in order never reads them again.
+    By pieces, so that a writer that fills them in order never reads them again.
     """
-    outer = hashlib.sha256()
+    outer = xxh3_128()
     with path.open("rb") as file:
-        while page := file.read(PAGE):
-            outer.update(hashlib.sha256(page).digest())
+        while piece := file.read(PIECE):
+            outer.update(xxh3_128_digest(piece))
     return outer.hexdigest()
 
 

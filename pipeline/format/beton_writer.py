@@ -1,26 +1,39 @@
 """Payloads and labels in, a .beton file out that is whole or absent (see `pipeline.format.beton`).
 
-A writer can be taken up again where it was at a `Mark`, and then writes the same bytes as
-one that was never interrupted.
+    0        2,106                    payload_start                      table_start
+    +--------+------------------+-----+---------------------------+------+------------+
+    | header | rows of metadata | (0) | payloads, page after page | (0)  | allocation |
+    | fields | one per sample   |     | none crosses a page       |      | table      |
+    +--------+------------------+-----+---------------------------+------+------------+
+    last     in order, room for        in order                          collected in
+             `capacity` rows                                             .sizes.partial
+
+Rows and payloads grow side by side, each in order: a digest of each piece (1 MiB) is taken when
+it is full, and only the pieces that two of the parts share are read again at the end. The
+header comes last; the allocation table is missing where metadata hold sizes (zstd).
+
+A writer can go on from a `Mark`, and then writes the same bytes as one that was never interrupted.
 """
 
-import hashlib
 import mmap
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128, xxh3_128_digest
 
 from pipeline.errors import ConfigError, DamagedError
+from pipeline.files import write_at
 from pipeline.format.beton import (
     ALLOCATION,
     FIELD,
     HEADER,
     PAGE,
     PARTIAL,
+    PIECE,
     TYPE_CUSTOM,
     TYPE_INT,
     TYPE_RGB_IMAGE,
@@ -28,9 +41,10 @@ from pipeline.format.beton import (
     ImageField,
 )
 
-_DATA_ALIGNMENT = 64
-_METADATA_BUFFER = 1 << 16
-_BUFFER = 1 << 17  # bytes of payload that are gathered before they are written
+DIGEST_BYTES = xxh3_128().digest_size
+_PAYLOAD_ALIGNMENT = 64
+_ROWS_START = HEADER.itemsize + 2 * FIELD.itemsize
+_BUFFER = 1 << 17  # bytes that are gathered before they are written
 
 
 @dataclass(frozen=True)
@@ -43,51 +57,117 @@ class Written:
     digest: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Mark:
-    """How far a writer is: `at` is the end of the file in bytes, `pages` the digests of the
-    full pages before it, in hexadecimal; `page`, `rows` and `sizes` those of what there is of
-    the next page, of the rows of metadata, and of the allocation table.
+    """How far a writer is: `end` of its payloads in the file. For rows, payloads and sizes in turn:
+    digests of their full pieces, end to end, and in hexadecimal that of the piece begun.
     """
 
-    samples: int = 0
-    payload_bytes: int = 0
-    at: int = 0
-    pages: list[str] = field(default_factory=list)
-    page: str = ""
-    rows: str = ""
-    sizes: str = ""
+    samples: int
+    payload_bytes: int
+    end: int
+    begun: tuple[str, ...]
+    digests: tuple[bytes, ...]
+
+
+class _Stretch:
+    """A part of a file that grows from `start` to `end`, with a digest of each of its pieces. Those
+    are the file's, the first one without what lies before `start`.
+    """
+
+    def __init__(self, path: Path, fd: int, start: int) -> None:
+        self.path, self.start, self.end = path, start, start
+        self._fd = fd
+        self._buffer = bytearray()
+        self._digests, self._reported = bytearray(), 0
+        self._begun = xxh3_128()
+
+    def append(self, data: memoryview) -> None:
+        """Grow by `data`."""
+        while len(data):
+            part, data = data[: PIECE - self.end % PIECE], data[PIECE - self.end % PIECE :]
+            if len(self._buffer) + len(part) > _BUFFER:
+                self.flush()
+            self._hash(part)
+            if len(part) > _BUFFER:  # is not copied
+                write_at(self._fd, part, self.end - len(part), self.path)
+            else:
+                self._buffer += part
+
+    def flush(self) -> None:
+        """All that was appended is with the system now."""
+        write_at(self._fd, self._buffer, self.end - len(self._buffer), self.path)
+        self._buffer.clear()
+
+    def new_digests(self) -> bytes:
+        """Of the pieces that were filled since the last call."""
+        new = bytes(self._digests[self._reported :])
+        self._reported = len(self._digests)
+        return new
+
+    def begun(self) -> str:
+        """Digest of the piece that is not full, in hexadecimal."""
+        return self._begun.hexdigest()
+
+    def digest(self, number: int) -> bytes:
+        """Of the part of a piece of the file that this stretch has."""
+        at = (number - self.start // PIECE) * DIGEST_BYTES
+        return bytes(self._digests[at : at + DIGEST_BYTES]) or self._begun.digest()
+
+    def go_on(self, end: int, digests: bytes, begun: str) -> None:
+        """From a mark: of what lies before `end` only the piece begun is read; DamagedError if it
+        is not what was written. `verify` finds what happens to the others.
+        """
+        self._digests[:], self._reported = digests, len(digests)
+        self.end = max(self.start, end // PIECE * PIECE)
+        self._hash(memoryview(os.pread(self._fd, end - self.end, self.end)))
+        if self.end != end or self.begun() != begun:
+            raise _changed(self.path)
+
+    def check(self, number: int, piece: memoryview) -> None:
+        """DamagedError unless a piece of the file, read again, holds what was written."""
+        first = number * PIECE
+        part = piece[max(0, self.start - first) : max(0, self.end - first)]
+        if len(part) and xxh3_128_digest(part) != self.digest(number):
+            raise _changed(self.path)
+
+    def _hash(self, part: memoryview) -> None:
+        self._begun.update(part)
+        self.end += len(part)
+        if len(part) and self.end % PIECE == 0:
+            self._digests += self._begun.digest()
+            self._begun = xxh3_128()
 
 
 class BetonWriter:
     """Writes one file beside its final name; `finish` completes it, `publish` renames it.
 
-    Samples arrive in their final order. Room for `capacity` rows of metadata is kept
-    behind the header; payloads follow, none across a page boundary. mark: take up the
-    partial file that is there from this point on.
+    Samples arrive in their final order, at most `capacity` of them. mark: go on from there with the
+    partial file.
     """
 
     def __init__(
         self, path: Path, field: ImageField, capacity: int, mark: Mark | None = None
     ) -> None:
         self.path, self.field, self._capacity = path, field, capacity
-        self._partial = path.with_name(path.name + PARTIAL)
-        self._sizes = path.with_name(path.name + ".sizes" + PARTIAL) if field.allocates else None
-        self._tables_at = HEADER.itemsize + 2 * FIELD.itemsize
-        end = self._tables_at + capacity * field.row.itemsize
-        start = -(-end // _DATA_ALIGNMENT) * _DATA_ALIGNMENT
-        self._first_page = start // PAGE
-        mark = mark or Mark(at=start)
-        self._samples, self._payload_bytes, self._at = mark.samples, mark.payload_bytes, mark.at
-        self._page_digests = [bytes.fromhex(digest) for digest in mark.pages]
-        self._marked = len(self._page_digests)
-        self._marked_at = self._at
-        self._forgotten = max(self._at, (self._first_page + 1) * PAGE)  # `finish` reads up to there
-        self._buffer, self._filled, self._metadata = bytearray(_BUFFER), 0, bytearray()
-        self._fds = [_open(path, mark.samples > 0) for path in (self._partial, self._sizes) if path]
-        self._page, self._rows, self._table = (hashlib.sha256() for _ in range(3))
-        if mark.samples:
-            self._take_up(mark, start)
+        partial = path.with_name(path.name + PARTIAL)
+        begun = mark is not None and mark.samples > 0
+        self._fds = [_open(partial, begun)]
+        rows_end = _ROWS_START + capacity * field.row.itemsize
+        payload_start = -(-rows_end // _PAYLOAD_ALIGNMENT) * _PAYLOAD_ALIGNMENT
+        self._rows = _Stretch(partial, self._fds[0], _ROWS_START)
+        self._payloads = _Stretch(partial, self._fds[0], payload_start)
+        self._stretches = [self._rows, self._payloads]
+        if field.allocates:
+            sizes = path.with_name(path.name + ".sizes" + PARTIAL)
+            self._fds.append(_open(sizes, begun))
+            self._stretches.append(_Stretch(sizes, self._fds[1], 0))
+        self._samples = self._payload_bytes = 0
+        if mark is not None and begun:
+            self._go_on(mark)
+        self._marked = self._payloads.end
+        # up to where the system has been told to forget: `finish` reads the piece of the start
+        self._forgotten = max(self._marked, (payload_start // PIECE + 1) * PIECE)
 
     def append(
         self, payload: memoryview, sizes: NDArray[Any], labels: NDArray[Any], shapes: NDArray[Any]
@@ -95,58 +175,48 @@ class BetonWriter:
         """Add samples: their payloads end to end, sizes (m,) in bytes, labels (m,),
         shapes (m, 2) as (height, width) in px.
         """
-        pointers = self._place(sizes)
+        pointers = self._pointers(sizes)
         start = 0
         for first, last in _runs(pointers, sizes):
             run = int(sizes[first : last + 1].sum())
-            self._put(memoryview(bytes(int(pointers[first]) - self._at)))
-            self._put(payload[start : start + run])
+            self._payloads.append(memoryview(bytes(int(pointers[first]) - self._payloads.end)))
+            self._payloads.append(payload[start : start + run])
             start += run
         rows = np.zeros(len(sizes), self.field.row)
         rows["f1"] = labels
         _fill_image(rows["f0"], self.field, pointers, sizes, shapes)
-        written = rows.tobytes()
-        self._metadata += written
-        self._rows.update(written)
-        if self._sizes is not None:
-            ids = np.arange(self._samples, self._samples + len(sizes))
+        self._rows.append(memoryview(rows.tobytes()))
+        if self.field.allocates:
             table = np.zeros(len(sizes), ALLOCATION)
-            table["sample_id"], table["ptr"], table["size"] = ids, pointers, sizes
-            written = table.tobytes()
-            self._write_all(written, self._samples * ALLOCATION.itemsize, self._sizes)
-            self._table.update(written)
+            table["sample_id"] = np.arange(self._samples, self._samples + len(sizes))
+            table["ptr"], table["size"] = pointers, sizes
+            self._stretches[2].append(memoryview(table.tobytes()))
         self._samples += len(sizes)
         self._payload_bytes += int(sizes.sum())
-        if len(self._metadata) >= _METADATA_BUFFER:
-            self._flush_metadata()
 
     def mark(self) -> Mark:
-        """All that was appended is with the system now; how far that is. `pages` holds only
-        those that were filled since the last mark.
+        """All that was appended is with the system now; how far that is. `digests` holds only those
+        of pieces that were filled since the last mark.
         """
-        self._flush()
-        self._flush_metadata()
-        new, self._marked = self._page_digests[self._marked :], len(self._page_digests)
-        self._marked_at = self._at
+        for stretch in self._stretches:
+            stretch.flush()
+        self._marked = self._payloads.end
         return Mark(
             self._samples,
             self._payload_bytes,
-            self._at,
-            [page.hex() for page in new],
-            self._page.hexdigest(),
-            self._rows.hexdigest(),
-            self._table.hexdigest(),
+            self._payloads.end,
+            tuple(stretch.begun() for stretch in self._stretches),
+            tuple(stretch.new_digests() for stretch in self._stretches),
         )
 
     def sync(self) -> None:
         """Until what was marked is on the disk; then let the system forget the payloads, as they
         are not read again soon: new pages for what follows cost more than writing to them. All but
-        the first page of payloads, which `finish` reads, and the last, partial page of the system,
-        which would be read back for what follows.
+        the last, partial page of the system, which would be read back for what follows.
         """
         for fd in self._fds:
             os.fdatasync(fd)
-        end = self._marked_at // mmap.PAGESIZE * mmap.PAGESIZE
+        end = self._marked // mmap.PAGESIZE * mmap.PAGESIZE
         if end > self._forgotten:
             length = end - self._forgotten
             os.posix_fadvise(self._fds[0], self._forgotten, length, os.POSIX_FADV_DONTNEED)
@@ -154,34 +224,41 @@ class BetonWriter:
 
     def finish(self) -> Written:
         """Write tables and header; the file is whole then, under its partial name."""
-        self._flush_metadata()
-        row = self.field.row.itemsize
-        spare = (self._capacity - self._samples) * row  # a run that was cut off may have been here
-        self._write_all(bytes(spare), self._tables_at + self._samples * row)
-        table_at = self._at
-        self._put_allocations()
-        self._flush()
-        if self._at % PAGE:
-            self._page_digests.append(self._page.digest())
-        os.ftruncate(self._fds[0], self._at)
-        self._write_all(self._header(table_at), 0)
-        outer = hashlib.sha256()
-        for page in range(self._first_page + 1):  # the tables: filled out of order, so read back
-            if data := os.pread(self._fds[0], PAGE, page * PAGE):
-                outer.update(hashlib.sha256(data).digest())
-        for inner in self._page_digests[1:]:
-            outer.update(inner)
+        while spare := min(self._payloads.start - self._rows.end, _BUFFER):
+            self._rows.append(memoryview(bytes(spare)))  # of samples that there are not
+        table_start = self._payloads.end
+        if self.field.allocates:
+            self._move_allocations()
+        for stretch in (self._rows, self._payloads):
+            stretch.flush()
+        os.ftruncate(self._fds[0], self._payloads.end)
+        write_at(self._fds[0], self._header(table_start), 0, self._rows.path)
+        digest = self._digest()
         self.sync()
-        return Written(self._samples, self._payload_bytes, self._at, outer.hexdigest())
+        return Written(self._samples, self._payload_bytes, self._payloads.end, digest)
 
     def close(self) -> None:
         """Let go of the file; it stays under the name that it has."""
         while self._fds:
             os.close(self._fds.pop())
 
-    def _header(self, table_at: int) -> bytes:
+    def _digest(self) -> str:
+        """As of `pipeline.format.beton.digest`."""
+        outer, border = xxh3_128(), self._payloads.start // PIECE
+        for number in range(-(-self._payloads.end // PIECE)):
+            if number in (0, border):  # of header and rows, of rows and payloads
+                piece = memoryview(os.pread(self._fds[0], PIECE, number * PIECE))
+                self._rows.check(number, piece)
+                self._payloads.check(number, piece)
+                outer.update(xxh3_128_digest(piece))
+            else:
+                stretch = self._rows if number < border else self._payloads
+                outer.update(stretch.digest(number))
+        return outer.hexdigest()
+
+    def _header(self, table_start: int) -> bytes:
         header = np.zeros(1, HEADER)
-        header[0] = (VERSION, 2, PAGE, self._samples, table_at)
+        header[0] = (VERSION, 2, PAGE, self._samples, table_start)
         fields = np.zeros(2, FIELD)
         image, label = self.field, (TYPE_INT, b"")
         described = ((b"image", image.type_id, image.arguments), (b"label", *label))
@@ -191,100 +268,45 @@ class BetonWriter:
             row["arguments"][: len(arguments)] = np.frombuffer(arguments, np.uint8)
         return header.tobytes() + fields.tobytes()
 
-    def _place(self, sizes: NDArray[Any]) -> NDArray[np.int64]:
+    def _pointers(self, sizes: NDArray[Any]) -> NDArray[np.int64]:
         """Where each payload goes: end to end, but never across a page boundary."""
-        ends = self._at + np.cumsum(sizes, dtype=np.int64)
-        if not len(sizes) or ends[-1] <= (self._at // PAGE + 1) * PAGE:
+        end = self._payloads.end
+        ends = end + np.cumsum(sizes, dtype=np.int64)
+        if not len(sizes) or ends[-1] <= (end // PAGE + 1) * PAGE:
             return np.asarray(ends - sizes, dtype=np.int64)
-        pointers, at = np.empty(len(sizes), np.int64), self._at
+        pointers = np.empty(len(sizes), np.int64)
         for i, size in enumerate(sizes.tolist()):
             if size > PAGE:
                 raise ConfigError(f"a sample of {size} bytes is larger than a page of {PAGE}")
-            if at % PAGE + size > PAGE:
-                at = -(-at // PAGE) * PAGE
-            pointers[i] = at
-            at += size
+            if end % PAGE + size > PAGE:
+                end = -(-end // PAGE) * PAGE
+            pointers[i] = end
+            end += size
         return pointers
 
-    def _take_up(self, mark: Mark, start: int) -> None:
-        """Drop what lies behind the mark, and read what is needed to go on; DamagedError if it
-        is not what was written. Full pages are not read: `verify` finds what happens to them.
-        """
-        os.ftruncate(self._fds[0], max(self._at, os.fstat(self._fds[0]).st_size))
-        page = max(self._at // PAGE * PAGE, start)
-        rows_end = self._tables_at + self._samples * self.field.row.itemsize
-        checks = [(self._page, 0, page, self._at, mark.page),
-                  (self._rows, 0, self._tables_at, rows_end, mark.rows)]  # fmt: skip
-        if self._sizes is not None:
-            checks.append((self._table, 1, 0, self._samples * ALLOCATION.itemsize, mark.sizes))
-        for found, number, first, end, recorded in checks:
-            _hash_range(found, self._fds[number], first, end)
-            if found.hexdigest() != recorded:
-                raise DamagedError(
-                    f"{self._partial} is not what was written: something has changed it since "
-                    "the run was interrupted; start over with --overwrite"
-                )
-        os.ftruncate(self._fds[0], self._at)
+    def _go_on(self, mark: Mark) -> None:
+        """From a mark, dropping what lies behind it."""
+        if os.fstat(self._fds[0]).st_size < mark.end:
+            raise _changed(self._payloads.path)
+        ends = (
+            _ROWS_START + mark.samples * self.field.row.itemsize,
+            mark.end,
+            mark.samples * ALLOCATION.itemsize,
+        )
+        for i, stretch in enumerate(self._stretches):
+            stretch.go_on(ends[i], mark.digests[i], mark.begun[i])
+        os.ftruncate(self._fds[0], mark.end)
+        self._samples, self._payload_bytes = mark.samples, mark.payload_bytes
 
-    def _put_allocations(self) -> None:
-        """Move the table of sizes behind the payloads."""
-        if self._sizes is None:
-            return
-        at, end = 0, self._samples * ALLOCATION.itemsize
-        while at < end:
-            rows = os.pread(self._fds[1], min(_BUFFER, end - at), at)
-            self._put(memoryview(rows))
-            at += len(rows)
-
-    def _put(self, data: memoryview) -> None:
-        """Move the end of the file over `data`, hashing it page by page."""
-        while len(data):
-            part, data = data[: PAGE - self._at % PAGE], data[PAGE - self._at % PAGE :]
-            self._page.update(part)
-            self._gather(part)
-            self._at += len(part)
-            if self._at % PAGE == 0:
-                self._page_digests.append(self._page.digest())
-                self._page = hashlib.sha256()
-
-    def _gather(self, part: memoryview) -> None:
-        """Keep small parts until there are enough to write; large ones are not copied."""
-        if self._filled + len(part) > _BUFFER:
-            self._flush()
-        if len(part) > _BUFFER:
-            self._write_all(part, self._at)
-        else:
-            self._buffer[self._filled : self._filled + len(part)] = part
-            self._filled += len(part)
-
-    def _flush(self) -> None:
-        self._write_all(memoryview(self._buffer)[: self._filled], self._at - self._filled)
-        self._filled = 0
-
-    def _flush_metadata(self) -> None:
-        end = self._tables_at + self._samples * self.field.row.itemsize
-        self._write_all(self._metadata, end - len(self._metadata))
-        self._metadata = bytearray()
-
-    def _write_all(
-        self, data: bytes | bytearray | memoryview, at: int, path: Path | None = None
-    ) -> None:
-        """Until all of it is written: short writes happen, on a disk that fills up too."""
-        fd = self._fds[0] if path is None else self._fds[1]
-        view = memoryview(data)
-        while len(view):
-            try:
-                written = os.pwrite(fd, view, at)
-            except OSError as error:
-                where = str(path or self._partial)
-                raise OSError(error.errno, error.strerror, where) from error
-            view, at = view[written:], at + written
-
-
-def _hash_range(found: Any, fd: int, at: int, end: int) -> None:
-    while at < end and (data := os.pread(fd, min(PAGE, end - at), at)):
-        found.update(data)
-        at += len(data)
+    def _move_allocations(self) -> None:
+        """Put the table of sizes behind the payloads."""
+        sizes = self._stretches[2]
+        sizes.flush()
+        for number in range(-(-sizes.end // PIECE)):
+            first = number * PIECE
+            piece = memoryview(os.pread(self._fds[1], min(PIECE, sizes.end - first), first))
+            sizes.check(number, piece)
+            self._payloads.append(piece)
 
 
 def publish(path: Path) -> None:
@@ -295,14 +317,21 @@ def publish(path: Path) -> None:
     path.with_name(path.name + ".sizes" + PARTIAL).unlink(missing_ok=True)
 
 
-def _open(path: Path, there: bool) -> int:
+def _open(path: Path, begun: bool) -> int:
     try:
-        return os.open(path, os.O_RDWR | (0 if there else os.O_CREAT | os.O_TRUNC), 0o666)
+        return os.open(path, os.O_RDWR | (0 if begun else os.O_CREAT | os.O_TRUNC), 0o666)
     except FileNotFoundError as error:
         raise DamagedError(
             f"{path} has gone, though the run that was interrupted wrote it: start over with "
             "--overwrite"
         ) from error
+
+
+def _changed(path: Path) -> DamagedError:
+    return DamagedError(
+        f"{path} is not what was written: something has changed it since; start over with "
+        "--overwrite"
+    )
 
 
 def _runs(pointers: NDArray[np.int64], sizes: NDArray[Any]) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ Encoder = Callable[[NDArray[np.int8] | NDArray[np.uint8], "Payloads"], None]
 
 class Payloads:
     """The payloads of a chunk: those of plane k end to end in row k of `rows`, (N, S) uint8, in
-    use up to `ends`, (N,). The rows lie in memory that is lent, while it is large enough.
+    use up to `ends`, (N,). The rows lie in the memory that is given, while it is large enough.
     """
 
     def __init__(self, splits: int) -> None:
@@ -31,10 +31,10 @@ class Payloads:
         self.start(np.empty(0, np.uint8))
 
     def start(self, room: Bytes) -> None:
-        """Forget all samples; the next ones go to `room`."""
+        """Forget all samples; the next ones go to `room`, (bytes,). `in_room`: whether they fit."""
         self.rows = room[: len(room) // self.splits * self.splits].reshape(self.splits, -1)
         self.ends = np.zeros(self.splits, np.int64)
-        self.lent = True
+        self.in_room = True
         self._sizes: list[NDArray[np.uint32]] = []
 
     def reserve(self, size: int) -> None:
@@ -43,7 +43,7 @@ class Payloads:
         if used + size > self.rows.shape[1]:
             rows = np.empty((self.splits, 2 * (used + size)), np.uint8)
             rows[:, :used] = self.rows[:, :used]
-            self.rows, self.lent = rows, False
+            self.rows, self.in_room = rows, False
 
     def added(self, sizes: NDArray[np.uint32]) -> None:
         """The next sample's payloads lie at `ends`: bytes of each, (N,)."""
@@ -81,13 +81,12 @@ def encoder(prep: Preparation) -> Encoder:
 
 def _zstd(search: bool) -> Encoder:
     """search: let libzstd look for matches, which pays for planes that still look like images."""
-    from pipeline.planes.kernels.frames import compress_planes, room_for
-    from pipeline.zstd import CompressionContext
+    from pipeline.format.zstd import CompressionContext, compress_planes, room_for
 
     context = CompressionContext()
 
     def encode(planes: NDArray[np.int8] | NDArray[np.uint8], payloads: Payloads) -> None:
-        flat = planes.reshape(len(planes), -1)
+        flat = planes.reshape(len(planes), -1).view(np.int8)
         sizes = np.empty(len(flat), np.uint32)
         payloads.reserve(room_for(flat.shape[1]))
         rows, ends = payloads.rows, payloads.ends

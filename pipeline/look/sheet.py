@@ -18,8 +18,8 @@ from pipeline.planes.splitter import Splitter
 from pipeline.sources.index import SPLITS, Container, Place
 from pipeline.sources.reading import FED, Feeder, Reader
 from pipeline.stage import samples
+from pipeline.stage.messages import ERROR_UNIT
 from pipeline.stage.statistics import psnr
-from pipeline.stage.worker import ERROR_UNIT
 
 DIFFERENCE_GAIN = 16
 PLANE_GAIN = 8  # of the planes other than 0, whose values are small

@@ -16,7 +16,6 @@ from PIL import Image, UnidentifiedImageError, features
 
 from pipeline.errors import BadImageError
 from pipeline.planes.depth import raw_mode, to_8_bit
-from pipeline.planes.png import without_extras
 
 Image.MAX_IMAGE_PIXELS = 89_478_485  # above it: a decompression bomb, refused
 # Pillow opens some forty formats: among them are readers that never end on damaged input (DDS) and
@@ -28,6 +27,8 @@ _FORMATS = tuple(
     for name in _NAMES
     if name != "AVIF" or ("avif" in features.modules and features.check("avif"))
 )
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_FRAME = 12  # bytes of a chunk beside its data: length, name, checksum
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -57,7 +58,7 @@ def decode(data: bytes, channels: int, target: int) -> Image.Image:
     try:
         return _decoded(data, channels, target)
     except BadImageError:
-        plain = without_extras(data)
+        plain = _critical_chunks(data)
         if plain is None:
             raise
     return _decoded(plain, channels, target)
@@ -120,3 +121,22 @@ def from_pixels(data: bytes, channels: int, shape: tuple[int, int, int]) -> Imag
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
+
+
+def _critical_chunks(data: bytes) -> bytes | None:
+    """A PNG file without texts, profiles, dates. None if it is no PNG or has no such chunks.
+
+    Viewers show an image whose text has a wrong checksum, or whose profile is very large. The bit
+    of value 32 in the first letter of a name says that a chunk may be passed over.
+    """
+    if not data.startswith(_PNG):
+        return None
+    kept, at, dropped = [_PNG], len(_PNG), False
+    while at + 8 <= len(data):
+        end = at + _PNG_FRAME + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4] & 32:
+            dropped = True
+        else:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept) if dropped else None

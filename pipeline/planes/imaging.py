@@ -7,13 +7,14 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.errors import BadImageError
 from pipeline.planes.decode import decode, from_pixels
-from pipeline.planes.resize import resize
 from pipeline.planes.splitter import Planes, Splitter
 from pipeline.preparation import Preparation
 
+FILTER = Image.Resampling.BILINEAR  # Pillow's: area-weighted, so antialiased when it shrinks
 MAX_ASPECT = 32  # of images whose aspect is kept
 _LONGEST_JPEG = 65_500  # px, that libjpeg writes
 
@@ -36,6 +37,28 @@ def load(
     if prep.resize == "shortest" and max(width, height) > longest * min(width, height):
         raise BadImageError(f"{width}x{height} px is longer than {longest}:1")
     return resize(image, prep.resize, prep.size), (width, height)
+
+
+def resize(image: Image.Image, policy: str, size: int) -> NDArray[np.uint8]:
+    """Pixels (H, W, channels) uint8.
+
+    `squash`: both sides to `size` px. `crop`: the largest centred square, then `size`.
+    `shortest`: the shorter side to `size`, the aspect kept.
+    """
+    w, h = image.size
+    if policy == "shortest":
+        scale = size / min(w, h)
+        wanted = (max(size, round(w * scale)), max(size, round(h * scale)))
+        box: tuple[float, float, float, float] = (0, 0, w, h)
+    else:
+        wanted = (size, size)
+        side = min(w, h)
+        left, top = (w - side) / 2, (h - side) / 2
+        box = (left, top, left + side, top + side) if policy == "crop" else (0, 0, w, h)
+    if image.size != wanted:
+        image = image.resize(wanted, FILTER, box=box)
+    pixels = np.asarray(image)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
 def image_to_values(data: bytes, prep: Preparation) -> Planes:

@@ -4,7 +4,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import transforms
-from pipeline.planes.kernels.project import FRACTION_BITS, GROUP
+from pipeline.planes.kernels.analyse import FRACTION_BITS, GROUP, analyse
+from pipeline.planes.kernels.gather import gather
 from pipeline.preparation import Preparation
 
 Planes = NDArray[np.int8]
@@ -27,11 +28,13 @@ class Splitter:
         self.steps = transforms.steps(prep.p, prep.transform, prep.step)
         self.offsets = transforms.offsets(prep.p, prep.transform, prep.channels)
         self._columns = tuple(range(prep.p))
-        self._fold = transforms.folding(prep.p, prep.transform)
-        self._thirds = transforms.thirds(prep.p, prep.transform)
-        self._weights, self._rows, self._lengths = sparse(self.matrix, self._fold, self._thirds)
+        self._pairs = transforms.butterflies(prep.p, prep.transform)
+        self._triples = transforms.radix3(prep.p, prep.transform)
+        self._weights, self._rows, self._lengths = sparse_weights(
+            self.matrix, self._pairs, self._triples
+        )
         size = prep.plane_shape[1] * prep.plane_shape[2]
-        rows = prep.splits + len(self._thirds)
+        rows = prep.splits + len(self._triples)
         self._values = np.empty((prep.channels, rows, size), np.int16)
         self._image_rows = np.empty((prep.channels, prep.p, prep.p * size), np.int16)
         norm = transforms.COLOUR_NORM if prep.channels == 3 else np.ones(1)
@@ -40,13 +43,10 @@ class Splitter:
 
     def split(self, image: Pixels, planes: Planes, clipped: NDArray[np.int64]) -> None:
         """Fill `planes` (N, channels, h, w) from `image` (H, W, channels); count what clips."""
-        from pipeline.planes.kernels.analyse import analyse
-        from pipeline.planes.kernels.gather import gather
-
         block = self.prep.layout == "block"
         gather(image, self._columns, block, self._image_rows, self._values)
         flat = planes.reshape(*planes.shape[:2], -1)
-        analyse(self._values, self._fold, self._thirds, self._weights, self._rows,
+        analyse(self._values, self._pairs, self._triples, self._weights, self._rows,
                 self._lengths, self._scale, flat, clipped)  # fmt: skip
 
     def empty(self) -> Planes:
@@ -76,11 +76,11 @@ class Splitter:
         return _merge(pixels, self.prep.p, self.prep.layout)
 
 
-def sparse(
-    matrix: NDArray[np.float64], pairs: NDArray[np.int64], thirds: NDArray[np.int64]
+def sparse_weights(
+    matrix: NDArray[np.float64], pairs: NDArray[np.int64], triples: NDArray[np.int64]
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """`matrix` in fixed point, for values that `fold` and `add_thirds` have made: weights that
-    are not 0 and their rows (both (N, M), each row padded with weights of 0 to a multiple of
+    """`matrix` in fixed point, for values that `butterflies` and `add_radix3` have made: weights
+    that are not 0 and their rows (both (N, M), each row padded with weights of 0 to a multiple of
     GROUP), and how many are in use (N,).
     """
     folded = matrix.copy()
@@ -88,8 +88,8 @@ def sparse(
         one, other = folded[:, a].copy(), folded[:, b].copy()
         folded[:, a], folded[:, b] = (one + other) / 2, (one - other) / 2
     fixed = np.rint(folded * 2.0**FRACTION_BITS).astype(np.int32)
-    fixed = np.hstack([fixed, np.zeros((len(fixed), len(thirds)), np.int32)])
-    for i, (a, b, c, sign) in enumerate(thirds):
+    fixed = np.hstack([fixed, np.zeros((len(fixed), len(triples)), np.int32)])
+    for i, (a, b, c, sign) in enumerate(triples):
         alike = (fixed[:, b] == sign * fixed[:, a]) & (fixed[:, c] == sign * fixed[:, a])
         fixed[alike, len(matrix) + i] = fixed[alike, a]
         fixed[np.ix_(alike, [a, b, c])] = 0

@@ -8,15 +8,50 @@ the others of its task have passed in that worker.
 import logging
 import signal
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
 
 from pipeline.errors import WorkerError
 from pipeline.progress import readable
+from pipeline.sources.index import Place
+from pipeline.stage.journal import Journal
+from pipeline.stage.messages import Task
 from pipeline.stage.shared import READING
-from pipeline.stage.verdicts import Verdicts
-from pipeline.stage.worker import OUT_OF_MEMORY, Task
+from pipeline.stage.worker import OUT_OF_MEMORY
 
+VERDICTS = "verdicts.jsonl"
 MOST_FAILURES = 3  # of one task, without a verdict
 log = logging.getLogger(__name__)
+
+
+class Verdicts:
+    """Images that hang, crash or exhaust a worker: reasons by place, kept in the journal, so that
+    neither the rest of a run nor a resumed one meets them again. A context manager.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._journal = Journal(folder / VERDICTS)
+        self._reasons = {
+            Place(*record["place"]): record["reason"] for record in self._journal.read()
+        }
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+
+    def add(self, place: Place, reason: str) -> None:
+        """Leave this image out; it is on the disk when this returns."""
+        self._journal.append({"place": list(vars(place).values()), "reason": reason})
+        self._reasons[place] = reason
+
+    def among(self, places: list[Place]) -> dict[int, str]:
+        """Reasons by position in the list."""
+        if not self._reasons:
+            return {}
+        found = ((i, self._reasons.get(place)) for i, place in enumerate(places))
+        return {i: reason for i, reason in found if reason is not None}
 
 
 @dataclass(frozen=True)
@@ -68,7 +103,7 @@ class Job:
         images = range(len(self.task.places))
         others = [i for i in images if i not in self._suspects and i not in refused]
         trial = (others if self._machine else []) + self._suspects
-        return replace(self.task, refused=refused, trial=trial, ids=[])
+        return replace(self.task, slot=self.slot, refused=refused, trial=trial, ids=[])
 
     def lost(self, loss: Loss, image: int | None, verdicts: Verdicts) -> None:
         """Take in that a worker was lost, at an image or between two; WorkerError where it goes

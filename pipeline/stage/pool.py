@@ -15,25 +15,27 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection, reduction, resource_tracker
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from pipeline.choices import IMAGE_SECONDS
 from pipeline.errors import WorkerError
 from pipeline.preparation import Preparation
-from pipeline.sources.index import Container
-from pipeline.stage.blame import Job, ended, out_of_time, signal_name
+from pipeline.sources.index import Index
+from pipeline.stage.blame import Job, Verdicts, ended, out_of_time, signal_name
+from pipeline.stage.messages import Answer, Chunk, Task
 from pipeline.stage.shared import BETWEEN, NOWHERE, SharedMemory, StartupErrors, Step
-from pipeline.stage.verdicts import Verdicts
-from pipeline.stage.worker import Chunk, Task, work
+from pipeline.stage.worker import work
 
 TASKS_A_WORKER = 2  # one at work, one waiting, so that workers do not wait for the writer
 SLOTS_A_WORKER = 4
-IMAGE_SECONDS = 60.0
 WORKER_BYTES = 4_000_000_000  # beyond what it starts with; the largest good image takes 1.5 GB
+START_SECONDS = 600.0  # that a worker may take to start; to compile all anew takes a minute
 _PIPE_BYTES = 1 << 16  # what a pipe takes in though nobody reads
 _REAP_SECONDS = 10.0  # one that hangs in a disk's driver cannot even be killed
 _LOOK_SECONDS = 1.0  # how often the clocks are looked at, at most
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -60,8 +62,7 @@ class Pool:
     def __init__(
         self,
         prep: Preparation,
-        root: Path,
-        containers: list[Container],
+        index: Index,
         workers: int,
         slot_bytes: int,
         verdicts: Verdicts,
@@ -73,7 +74,8 @@ class Pool:
         self._shared = self._memory.open()
         self._free = list(range(workers * SLOTS_A_WORKER))
         self._startup = StartupErrors()
-        self._args = (self._memory, prep, root, containers, self._startup, worker_bytes)
+        source = (index.root, index.summary.containers)
+        self._args = (self._memory, prep, *source, self._startup, worker_bytes)
         self._verdicts = verdicts
         self._image_seconds, self._worker_bytes = image_seconds, worker_bytes
         self._again: deque[Job] = deque()
@@ -96,7 +98,7 @@ class Pool:
             with self._startup.collected():
                 process.start()
             theirs.close()
-            self._workers[seat] = _Worker(seat, process, ours)
+            self._workers[seat] = _Worker(seat, process, ours, since=time.monotonic())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -127,19 +129,27 @@ class Pool:
         for worker in self._workers.values():
             worker.pipe.close()
 
-    def run(self, tasks: Iterable[Task]) -> Iterator[tuple[Chunk, memoryview]]:
-        """Each chunk with its payloads, in the order of tasks, numbered from 0.
+    def run(self, work: Iterable[tuple[Task, T]]) -> Iterator[tuple[T, Chunk, memoryview]]:
+        """Each chunk with its payloads, in the order of tasks, numbered from 0; and with what goes
+        with its task.
 
         The payloads are valid until the next chunk is asked for.
         """
-        waiting = iter(tasks)
+        waiting, beside = iter(work), deque[T]()
         done: dict[int, tuple[Chunk, int]] = {}
         turn = 0
+
+        def coming() -> Iterator[Task]:
+            for task, other in waiting:
+                beside.append(other)
+                yield task
+
+        tasks = coming()
         while True:
-            self._hand_out(waiting)
+            self._hand_out(tasks)
             if turn in done:
                 chunk, slot = done.pop(turn)
-                yield chunk, self._shared.slot(slot)
+                yield beside.popleft(), chunk, self._shared.slot(slot)
                 self._free.append(slot)
                 turn += 1
             elif self._again or any(worker.jobs for worker in self._workers.values()):
@@ -168,7 +178,7 @@ class Pool:
     def _give(self, worker: _Worker, job: Job) -> bool:
         """Send a task; False if it has to wait, as a pipe might not take it in."""
         task = self._fed(job.for_worker(self._verdicts), job.slot)
-        message = reduction.ForkingPickler.dumps((task, job.slot))
+        message = reduction.ForkingPickler.dumps(task)
         if len(message) > _PIPE_BYTES and worker.jobs:
             return False  # who is at work on an image may never read it
         worker.jobs.append(job)
@@ -198,6 +208,8 @@ class Pool:
                 continue
             if worker.pipe in ready or worker.process.sentinel in ready:
                 self._lost(worker, answers)
+            elif not worker.started and time.monotonic() - worker.since > START_SECONDS:
+                raise self._never_ready(worker)
             elif self._late(worker):
                 worker.process.kill()
                 self._lost(worker, answers, late=True)
@@ -206,21 +218,23 @@ class Pool:
     def _answered(self, worker: _Worker, answers: list[tuple[Chunk, int]]) -> bool:
         """Read one answer; False if the worker is gone. WorkerError if it met an error."""
         try:
-            answer = worker.pipe.recv()
+            answer: Answer = worker.pipe.recv()
         except (EOFError, OSError):
             return False
-        if isinstance(answer, str):
-            raise WorkerError(f"a worker process met an error: {answer}")
-        if answer is None:
+        if answer.error:
+            raise WorkerError(f"a worker process met an error: {answer.error}")
+        if answer.chunk is None:
             worker.started = True
         else:
-            answers.append((answer, worker.jobs.pop(0).slot))
+            answers.append((answer.chunk, worker.jobs.pop(0).slot))
         return True
 
     def _late(self, worker: _Worker) -> bool:
-        """Whether it has been at the same image for too long. Its start does not count, nor what
-        passed while nobody looked.
+        """Whether it has been at the same image for too long. Its start has a limit of its own, and
+        what passed while nobody looked does not count.
         """
+        if not worker.started:
+            return False
         step, now = self._step(worker), time.monotonic()
         if step != worker.step or step.doing == BETWEEN:
             worker.step, worker.since = step, now
@@ -259,6 +273,14 @@ class Pool:
             return worker.pipe.poll()
         except OSError:
             return False
+
+    def _never_ready(self, worker: _Worker) -> WorkerError:
+        said = self._startup.last()
+        return WorkerError(
+            f"worker process {worker.process.pid} has not started within {START_SECONDS:g} s"
+            f"{': ' + said if said else ''}. Is the disk gone that Python is installed on, or are "
+            "there too many --workers? Run the same command again to go on"
+        )
 
     def _never_started(self, worker: _Worker) -> WorkerError:
         status = worker.process.exitcode

@@ -1,31 +1,29 @@
 """`spectral prepare`: a source and a preparation in, a finished directory of shards out."""
 
+import errno
 import fcntl
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline import __version__
 from pipeline.catalogue import catalogue
+from pipeline.choices import IMAGE_SECONDS
 from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
-from pipeline.files import sync_directory
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
 from pipeline.preparation import Preparation
-from pipeline.progress import Advance
+from pipeline.progress import ProgressBar, Watch
 from pipeline.sources import Source, recognise
-from pipeline.sources.index import SPLITS, Index, Scan
-from pipeline.sources.splits import assign, check_counts, refuse_unknown_choices
-from pipeline.stage import verdicts
-from pipeline.stage.changes import changed_places, difference
-from pipeline.stage.journal import Journal
+from pipeline.sources.splits import refuse_unknown_choices
+from pipeline.stage import run
 from pipeline.stage.owned import JOURNAL, LOCK, refuse_foreign, remove, remove_journal
-from pipeline.stage.pool import IMAGE_SECONDS
-from pipeline.stage.run import Run
+from pipeline.stage.resume import SAME, changed_places, counted, difference, scan, take_up_index
+from pipeline.stage.run import Plan
 from pipeline.stage.statistics import conclude
 from pipeline.stage.verify import quick_check
 
@@ -33,10 +31,7 @@ log = logging.getLogger(__name__)
 
 GOOD_DB = 40.0
 MUCH_CLIPPED = 0.001
-_SAME = "%s: dates have changed, but not names, sizes and labels: taken to be the same images"
-_AGAIN = "again"  # in the journal: a second index, while a source is looked at anew
-
-ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,9 @@ def prepare(
     _refuse_overlap(source, directory)
     if (directory / manifest.NAME).exists() and not overwrite:
         return Prepared(directory, _finished(directory, prep, source, progress), True)
-    found = recognise(source)
+    with Watch() as watch:
+        watch.begin(f"looking at {source}")
+        found = recognise(source)
     _say_unusual_layout(prep, found)
     refuse_foreign(directory)
     with _lock(directory), _naming(directory):
@@ -98,101 +95,16 @@ def _write(
     image_seconds: float,
     progress: ProgressBar,
 ) -> Manifest:
-    index = _journalled(prep, source, directory, progress)
+    versions = _versions()
+    index = take_up_index(prep, source, directory, versions, progress)
     rows = index.summary.rows
     allowed = max(20, math.ceil(rows / 1000)) if max_bad is None else max_bad
-    run = Run(prep, index, directory, directory / JOURNAL, allowed, image_seconds)
+    plan = Plan(prep, index, directory, workers, allowed, image_seconds)
     with progress("prepare", rows, "images") as advance:
-        run.write(workers, advance)
-    result = conclude(run, source.layout, _versions())
-    result.save(directory)
-    return result
-
-
-def _journalled(prep: Preparation, source: Source, directory: Path, progress: ProgressBar) -> Index:
-    """The index that an interrupted run was working on, or a new one."""
-    folder = directory / JOURNAL
-    _adopt(folder)
-    header = {"preparation": asdict(prep), "source": str(source.root.resolve()),
-              "layout": source.layout, "versions": _versions()}  # fmt: skip
-    if (index := Index.load(folder, source.root)) is not None:
-        with closing(Journal(folder / "header")) as journal:
-            records = list(journal.read())
-        if not records:
-            raise DamagedError(f"{folder / 'header'} is damaged: start over with --overwrite")
-        if changes := difference(records[0], header):
-            raise ConfigError(
-                f"{directory} was begun otherwise: {changes}. Give the same options to go on, or "
-                "--overwrite to start over"
-            )
-        return _unchanged(index, prep, source, directory, progress)
-    remove(directory)
-    folder.mkdir()
-    with closing(Journal(folder / "header")) as journal:
-        journal.append(header)
-    index = scan(prep, source, folder, progress)
-    check_counts(index, catalogue().get(prep.dataset), prep)
-    index.save()
-    return index
-
-
-def scan(prep: Preparation, source: Source, folder: Path, progress: ProgressBar) -> Index:
-    """List the images of a source and decide on their splits; the index is in `folder`."""
-    with progress("index", 0, "images") as advance:
-        listed = Scan(folder, source.root, advance)
-        source.scan(listed)
-        index = assign(listed, prep, folder)
-    listed.close()
-    return index
-
-
-def _unchanged(
-    index: Index, prep: Preparation, source: Source, directory: Path, progress: ProgressBar
-) -> Index:
-    """The index, if the source is still what it was when it was indexed."""
-    if not changed_places(source.root, index.summary.origin):
-        return index
-    folder = directory / JOURNAL
-    again = folder / _AGAIN
-    shutil.rmtree(again, ignore_errors=True)
-    again.mkdir()
-    now = scan(prep, source, again, progress)
-    if now.summary.fingerprint != index.summary.fingerprint:
-        raise ConfigError(
-            f"{source.root} has changed since {directory} was begun from it: "
-            f"{_counted(index.summary.counts, now.summary.counts)}. Restore it to go on, or "
-            "--overwrite to start over"
-        )
-    log.warning(_SAME, source.root)
-    now.save()
-    _adopt(folder)
-    now.folder = folder
-    return now
-
-
-def _adopt(folder: Path) -> None:
-    """Let the index in `folder`/again, once it has been saved, take the place of that in `folder`;
-    whoever is killed meanwhile goes on here. Its summary comes last: until then it is whole.
-    Verdicts are by place, and places have changed.
-    """
-    again = folder / _AGAIN
-    if (again / "index.json").exists():
-        (folder / verdicts.NAME).unlink(missing_ok=True)
-        for path in sorted(again.iterdir(), key=lambda path: path.name == "index.json"):
-            path.replace(folder / path.name)
-        sync_directory(folder)
-
-
-def _counted(then: dict[str, int], now: dict[str, int]) -> str:
-    def words(counts: dict[str, int]) -> tuple[str, str]:
-        parts = [f"{counts[split]} {split}" for split in SPLITS if counts[split]]
-        return f"{sum(counts.values())} images", f"({', '.join(parts)})"
-
-    then_all, then_parts = words(then)
-    now_all, now_parts = words(now)
-    if then == now:
-        return f"{then_all} {then_parts} then and now, but other files, sizes or classes"
-    return f"{then_all} then, {now_all} now; {then_parts} then, {now_parts} now"
+        result = run.write(plan, advance)
+    found = conclude(prep, index, result, source.layout, versions)
+    found.save(directory)
+    return found
 
 
 def _say_unusual_layout(prep: Preparation, source: Source) -> None:
@@ -278,9 +190,9 @@ def _refuse_changed_source(
         then = {split: count["indexed"] for split, count in found.counts.items()}
         raise ConfigError(
             f"{source} has changed since {directory} was made from it: "
-            f"{_counted(then, now.counts)}. --overwrite prepares it again"
+            f"{counted(then, now.counts)}. --overwrite prepares it again"
         )
-    log.warning(_SAME, source)
+    log.warning(SAME, source)
 
 
 @contextmanager
@@ -319,6 +231,15 @@ def _lock(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(f"another run is at work on {directory}: wait for it") from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise ConfigError(
+                f"{file.name} cannot be locked ({error.strerror}): its file system has no flock, "
+                "which keeps a second run away. Choose an --out on another one, such as a local "
+                "disk, and copy the result; or have it mounted with locks (Lustre: -o flock or "
+                "localflock; NFS: without nolock, and with lockd running)"
+            ) from error
         yield
 
 
@@ -327,7 +248,7 @@ def _versions() -> dict[str, str]:
     import PIL
     from PIL import features
 
-    from pipeline.zstd import zstd_version
+    from pipeline.format.zstd import zstd_version
 
     libraries = {name: str(features.version(name)) for name in ("libjpeg_turbo", "webp")}
     own = {"spectral": __version__, "pillow": PIL.__version__, "zstd": zstd_version()}

@@ -1,6 +1,5 @@
 """What became of each row of an index in; samples.parquet, one row a sample, out."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,8 +14,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError
-from pipeline.format.beton import PARTIAL
+from pipeline.format.beton import PARTIAL, digest
+from pipeline.format.beton_writer import Written
 from pipeline.sources.index import SPLITS, Container, Index, Place
+from pipeline.stage.journal import Table
 
 NAME = "samples.parquet"
 WRITTEN, QUARANTINED = "written", "quarantined"
@@ -37,53 +38,13 @@ SCHEMA = pa.schema(
     ]
 )
 _CONTAINERS = b"spectral.containers"
-_READ_ROWS = 1 << 20
+OUTCOME = np.dtype([("width", "<i4"), ("height", "<i4")])  # px; 0 and 0 of a quarantined image
 
 
-class Outcomes:
-    """(width, height) in px of each row so far, (0, 0) of a quarantined one: a file that grows."""
-
-    def __init__(self, path: Path, rows: int, digest: str) -> None:
-        """rows, digest: of what an interrupted run has left; DamagedError if it is not that."""
-        self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        os.ftruncate(self._fd, rows * 8)
-        self._hash = hashlib.sha256()
-        for start in range(0, rows, _READ_ROWS):
-            self._hash.update(self.read(start, min(_READ_ROWS, rows - start)).tobytes())
-        if rows and self.digest != digest:
-            raise DamagedError(f"{path} is not what was written: start over with --overwrite")
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all rows, in hexadecimal."""
-        return self._hash.hexdigest()
-
-    def append(self, shapes: NDArray[np.int32]) -> None:
-        """Add rows (m, 2)."""
-        data = memoryview(np.ascontiguousarray(shapes, "<i4").tobytes())
-        self._hash.update(data)
-        try:
-            while len(data):
-                data = data[os.pwrite(self._fd, data, os.fstat(self._fd).st_size) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
-
-    def read(self, start: int, count: int) -> NDArray[np.int32]:
-        """Rows (count, 2) from `start` on."""
-        return np.frombuffer(os.pread(self._fd, count * 8, start * 8), "<i4").reshape(count, 2)
-
-    def sync(self) -> None:
-        """Until it is on the disk."""
-        os.fdatasync(self._fd)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._fd)
-
-
-def write(directory: Path, index: Index, outcomes: Outcomes, reasons: dict[int, str]) -> Path:
-    """Write the table under its partial name, row group by row group. reasons: by row."""
+def write(directory: Path, index: Index, outcomes: Table, reasons: dict[int, str]) -> Written:
+    """Write the table under its partial name, row group by row group. outcomes: a row of OUTCOME
+    for each of the index; reasons: by row.
+    """
     partial = directory / (NAME + PARTIAL)
     containers = json.dumps([asdict(c) for c in index.summary.containers])
     schema = SCHEMA.with_metadata({_CONTAINERS: containers.encode()})
@@ -97,18 +58,19 @@ def write(directory: Path, index: Index, outcomes: Outcomes, reasons: dict[int, 
                 start += len(batch)
         file.flush()
         os.fsync(file.fileno())
-    return partial
+    return Written(start, 0, partial.stat().st_size, digest(partial))
 
 
 def _table(
-    index: Index, batch: pa.RecordBatch, shapes: NDArray[np.int32], why: list[Any], schema: Any
+    index: Index, batch: pa.RecordBatch, shapes: NDArray[Any], why: list[Any], schema: Any
 ) -> pa.Table:
     files = [container.path for container in index.summary.containers]
     status = np.array([reason is not None for reason in why], np.int32)
     columns = {name: batch[name] for name in ("id", "label", "member", "offset", "size")}
     columns["split"] = _coded(batch["split"].to_numpy(), SPLITS)
     columns["file"] = _coded(batch["file"].to_numpy(), files)
-    columns["width"], columns["height"] = pa.array(shapes[:, 0]), pa.array(shapes[:, 1])
+    for side in ("width", "height"):
+        columns[side] = pa.array(np.ascontiguousarray(shapes[side]))
     columns["status"] = _coded(status, (WRITTEN, QUARANTINED))
     columns["reason"] = pa.array(why, pa.string())
     return pa.table([columns[name] for name in schema.names], schema=schema)

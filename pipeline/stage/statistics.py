@@ -1,27 +1,105 @@
-"""What a run added up in; the manifest, with the statistics of each plane, out."""
+"""What a run adds up, and the manifest with the statistics of each plane that is made from it."""
 
 import math
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import __version__
+from pipeline.format.beton_writer import Written
 from pipeline.format.manifest import Manifest, Plane, shard_name
-from pipeline.planes.resize import FILTER
+from pipeline.planes.imaging import FILTER
 from pipeline.planes.splitter import Splitter
-from pipeline.stage.run import Run
-from pipeline.stage.worker import ERROR_UNIT
+from pipeline.preparation import Preparation
+from pipeline.sources.index import SPLITS, Index
+from pipeline.stage.messages import ERROR_UNIT, Chunk, Errors, Moments
+
+SHOWN_BAD = 20
 
 
-def conclude(run: Run, layout: str, versions: dict[str, str]) -> Manifest:
-    """The manifest of a run that has written everything."""
-    prep, summary, tally = run.prep, run.index.summary, run.tally
+@dataclass(frozen=True)
+class Tally:
+    """Counts and sums over the first `rows` rows of an index. other: of all but train. first_bad:
+    (id, reason) of the first few images that cannot be used.
+    """
+
+    rows: int
+    counts: dict[str, dict[str, int]]
+    train: Moments
+    other: Moments
+    errors: Errors
+    first_bad: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def zero(cls, prep: Preparation) -> Self:
+        """Before the first row."""
+        counts = {split: {"indexed": 0, "written": 0, "quarantined": 0} for split in SPLITS}
+        return cls(0, counts, Moments.zero(prep), Moments.zero(prep), Errors.zero(prep))
+
+    @property
+    def bad(self) -> int:
+        """Images that cannot be used."""
+        return sum(count["quarantined"] for count in self.counts.values())
+
+    @property
+    def written(self) -> int:
+        """Images in the shards."""
+        return sum(count["written"] for count in self.counts.values())
+
+    def plus(self, chunk: Chunk, splits: list[str], bad: list[tuple[str, str]]) -> "Tally":
+        """With a chunk; splits: of its samples; bad: (id, reason) of those that have one."""
+        counts = {split: dict(count) for split, count in self.counts.items()}
+        for split, reason in zip(splits, chunk.reasons, strict=True):
+            counts[split]["indexed"] += 1
+            counts[split]["written" if reason is None else "quarantined"] += 1
+        return Tally(
+            self.rows + len(splits),
+            counts,
+            self.train + chunk.train,
+            self.other + chunk.other,
+            self.errors + chunk.errors,
+            (*self.first_bad, *bad)[:SHOWN_BAD],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers, lists and dictionaries."""
+        sums = {name: getattr(self, name).to_json() for name in ("train", "other", "errors")}
+        return {**vars(self), **sums}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """The inverse of `to_json`."""
+        return cls(
+            content["rows"],
+            content["counts"],
+            Moments.from_json(content["train"]),
+            Moments.from_json(content["other"]),
+            Errors.from_json(content["errors"]),
+            tuple((sample, reason) for sample, reason in content["first_bad"]),
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has written: shards and table, by their paths in the directory."""
+
+    tally: Tally
+    files: dict[str, Written]
+
+
+def conclude(
+    prep: Preparation, index: Index, result: Result, layout: str, versions: dict[str, str]
+) -> Manifest:
+    """The manifest of a run that has written everything. layout: of the source."""
+    summary, tally = index.summary, result.tally
     splitter = Splitter(prep) if prep.splits > 1 else None
     return Manifest(
         preparation=prep,
         tool_version=__version__,
         versions=versions,
-        source=str(run.index.root.resolve()),
+        source=str(index.root.resolve()),
         layout=layout,
         fingerprint=summary.fingerprint,
         origin=summary.origin,
@@ -33,34 +111,33 @@ def conclude(run: Run, layout: str, versions: dict[str, str]) -> Manifest:
         psnr_images=tally.errors.samples,
         colour=splitter.colour.tolist() if splitter else np.eye(prep.channels).tolist(),
         matrix=splitter.matrix.tolist() if splitter else [[1.0]],
-        planes=[_plane(run, k, splitter) for k in range(prep.splits)],
+        planes=[_plane(prep, result, k, splitter) for k in range(prep.splits)],
         files={
-            name: {"size": entry["size"], "digest": entry["digest"]}
-            for name, entry in sorted(run.files.items())
+            name: {"size": file.size, "digest": file.digest}
+            for name, file in sorted(result.files.items())
         },
     )
 
 
-def _plane(run: Run, k: int, splitter: Splitter | None) -> Plane:
-    prep, tally = run.prep, run.tally
+def _plane(prep: Preparation, result: Result, k: int, splitter: Splitter | None) -> Plane:
+    tally = result.tally
     step = float(splitter.steps[k]) if splitter else 1.0
     offset = splitter.offsets[k] if splitter else np.zeros(prep.channels)
     colour = splitter.colour if splitter else np.eye(prep.channels)
-    train = tally.train if tally.train.pixels else tally.rest  # of val, where there is no train
+    train = tally.train if tally.train.pixels else tally.other  # of val, where there is no train
     mean, std = unrotated_moments(
         train.pixels, train.first[k], train.second[k], step, offset, colour
     )
-    values = max(1, (tally.train.pixels + tally.rest.pixels) * prep.channels)
-    names = [shard_name(split, k) for split in tally.counts]
-    payload = sum(int(run.files[name]["payload_bytes"]) for name in names if name in run.files)
+    values = max(1, (tally.train.pixels + tally.other.pixels) * prep.channels)
+    shards = (result.files.get(shard_name(split, k)) for split in tally.counts)
     return Plane(
         k=k,
         step=step,
         offset=offset.tolist(),
-        clipped=int(tally.train.clipped[k] + tally.rest.clipped[k]) / values,
+        clipped=int(tally.train.clipped[k] + tally.other.clipped[k]) / values,
         mean=mean,
         std=std,
-        bytes_per_sample=payload / tally.written,
+        bytes_per_sample=sum(shard.payload_bytes for shard in shards if shard) / tally.written,
         psnr_db=psnr(int(tally.errors.planes[k]), tally.errors.values // prep.splits),
     )
 

@@ -11,19 +11,21 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.preparation import Preparation
+from pipeline.progress import Watch
 from pipeline.sources.index import Index, Place
 from pipeline.sources.reading import Feeder
-from pipeline.stage.worker import Task
+from pipeline.stage.messages import Task
 
 CHUNK_BYTES = 64 << 20  # of pixels that one task decodes
 CHUNK_IMAGES = 256
 PROBED = 64
 PSNR_IMAGES = 200  # about so many, spread over the index, measure the quality
+_JOIN_SECONDS = 1.0  # a read from a disk that is gone may never return
 _AHEAD = 4  # tasks that are read before a worker asks for them
 
 
 @dataclass(frozen=True)
-class Part:
+class Batch:
     """The rows of an index that a task works on. order: row (from 0) of each of its samples,
     those of train first; splits and labels: in that order.
     """
@@ -34,7 +36,7 @@ class Part:
     labels: NDArray[np.int32]
 
 
-Work = tuple[Task, Part]
+Work = tuple[Task, Batch]
 
 
 def chunk_images(prep: Preparation, rows: int, workers: int) -> int:
@@ -52,21 +54,40 @@ def slot_bytes(prep: Preparation, images: int) -> int:
     return (2 if prep.resize == "shortest" else 1) * (pixels + pixels // 128) + overhead
 
 
-def tasks(
-    index: Index, prep: Preparation, folder: Path, start: int, size: int
-) -> Generator[Work, None, None]:
-    """Tasks of up to `size` rows from row `start` on, numbered from 0.
+class Feed:
+    """What workers cannot read themselves, in the order of the index.
 
-    folder: where the scan of the index left what a reader needs. What workers cannot read
+    folder: where the scan of the index left what a reader needs. watch: is told of each read.
+    """
+
+    def __init__(self, index: Index, folder: Path, watch: Watch) -> None:
+        self._feeder = Feeder(index.root, index.summary.containers, folder)
+        self.needed = self._feeder.needed
+        self._watch = watch
+
+    def read(self, place: Place) -> bytes | None:
+        """The bytes of an image; None where a worker reads it."""
+        if not self._feeder.feeds(place):
+            return None
+        feeder = self._feeder
+        self._watch.begin(f"reading {feeder.root / feeder.containers[place.file].path}")
+        data = feeder.read(place)
+        self._watch.begin("")
+        return data
+
+
+def tasks(
+    index: Index, prep: Preparation, feed: Feed, start: int, size: int
+) -> Generator[Work, None, None]:
+    """Tasks of up to `size` rows from row `start` on, numbered from 0. What workers cannot read
     themselves is read here, ahead, in a thread.
     """
-    feeder = Feeder(index.root, index.summary.containers, folder)
-    work = _tasks(index, prep, feeder, start, size)
-    return _ahead(work) if feeder.needed else work
+    work = _tasks(index, prep, feed, start, size)
+    return _ahead(work) if feed.needed else work
 
 
 def _tasks(
-    index: Index, prep: Preparation, feeder: Feeder, start: int, size: int
+    index: Index, prep: Preparation, feed: Feed, start: int, size: int
 ) -> Generator[Work, None, None]:
     every = max(1, index.summary.rows // PSNR_IMAGES)
     number, row = 0, start
@@ -74,34 +95,31 @@ def _tasks(
     for batch in index.batches(start):
         at = 0
         while at < len(batch):
-            places, data = _read(batch.slice(at, size), feeder, room)
-            part = _part(batch.slice(at, len(places)))
-            measured = ((row + part.order) % every == 0).tolist()
-            yield _task(number, part, measured, places, data), part
+            places, data = _read(batch.slice(at, size), feed, room)
+            chosen = _batch(batch.slice(at, len(places)))
+            measured = ((row + chosen.order) % every == 0).tolist()
+            yield _task(number, chosen, measured, places, data), chosen
             number, row, at = number + 1, row + len(places), at + len(places)
 
 
-def probe(index: Index, prep: Preparation, folder: Path, start: int) -> Task:
+def probe(index: Index, prep: Preparation, feed: Feed, start: int) -> Work:
     """A task to reckon sizes from: images of many places, or where reading far ahead is dear
     the next ones.
     """
-    feeder = Feeder(index.root, index.summary.containers, folder)
-    nearest = feeder.needed
+    nearest = feed.needed
     rows = next(index.batches(start)).slice(0, PROBED) if nearest else index.spread(PROBED)
-    places, data = _read(rows, feeder, slot_bytes(prep, PROBED) // 2)
-    part = _part(rows.slice(0, len(places)))
-    return _task(0, part, [False] * len(places), places, data)
+    places, data = _read(rows, feed, slot_bytes(prep, PROBED) // 2)
+    batch = _batch(rows.slice(0, len(places)))
+    return _task(0, batch, [False] * len(places), places, data), batch
 
 
-def _part(rows: pa.RecordBatch) -> Part:
+def _batch(rows: pa.RecordBatch) -> Batch:
     splits = rows["split"].to_numpy()
     order = np.argsort(splits, kind="stable")
-    return Part(rows, order, splits[order], rows["label"].to_numpy()[order])
+    return Batch(rows, order, splits[order], rows["label"].to_numpy()[order])
 
 
-def _read(
-    rows: pa.RecordBatch, feeder: Feeder, room: int
-) -> tuple[list[Place], list[bytes | None]]:
+def _read(rows: pa.RecordBatch, feed: Feed, room: int) -> tuple[list[Place], list[bytes | None]]:
     """Places of the rows, and what the parent has to read of them: so many of the first ones that
     they fill `room` bytes.
     """
@@ -109,7 +127,7 @@ def _read(
     places = [Place(*values) for values in zip(*columns, strict=True)]
     data: list[bytes | None] = []
     for place in places:
-        data.append(feeder.read(place) if feeder.feeds(place) else None)
+        data.append(feed.read(place))
         room -= len(data[-1] or b"")
         if room <= 0:
             break
@@ -117,14 +135,14 @@ def _read(
 
 
 def _task(
-    number: int, part: Part, measured: list[bool], places: list[Place], data: list[bytes | None]
+    number: int, batch: Batch, measured: list[bool], places: list[Place], data: list[bytes | None]
 ) -> Task:
     """Places and data: in the order of the rows. All or none are read here."""
-    ordered = [places[i] for i in part.order]
-    fed = [read for i in part.order if (read := data[i]) is not None]
-    ids = part.rows["id"].take(pa.array(part.order)).to_pylist()
-    train = int((part.splits == 0).sum())
-    return Task(number, ordered, measured, train, fed or None, ids=ids)
+    ordered = [places[i] for i in batch.order]
+    fed = [read for i in batch.order if (read := data[i]) is not None]
+    ids = batch.rows["id"].take(pa.array(batch.order)).to_pylist()
+    train = int((batch.splits == 0).sum())
+    return Task(number, ordered, measured, train, ids, fed or None)
 
 
 def _ahead(work: Iterable[Work]) -> Generator[Work, None, None]:
@@ -159,4 +177,4 @@ def _ahead(work: Iterable[Work]) -> Generator[Work, None, None]:
             yield item
     finally:
         stop.set()
-        thread.join()
+        thread.join(_JOIN_SECONDS)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from pipeline.errors import DamagedError
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader, digest
 from pipeline.format.manifest import Manifest
-from pipeline.progress import Advance
+from pipeline.progress import ProgressBar
 from pipeline.stage import samples
 
-ProgressBar = Callable[[str, int, str], AbstractContextManager[Advance]]
 _THREADS = 4  # hashing leaves Python's lock, and disks like a few readers
 
 

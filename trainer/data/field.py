@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from pipeline.format.beton import PLANE, PLANE_ARGUMENTS
-from pipeline.zstd import library
+from pipeline.format.zstd import library
 from trainer.data.stock import ARG_TYPE, AllocationQuery, Field, IntDecoder, Operation, State
 
 OK, CORRUPT, WRONG_SIZE = 0, 1, 2

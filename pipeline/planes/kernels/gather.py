@@ -1,19 +1,23 @@
 """The phases of an image, rotated in colour: uint8 in, exact int16 out."""
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.planes.kernels.jit import kernel
+from pipeline.jit import kernel
+
+Bytes = NDArray[np.uint8]
+Values = NDArray[np.int16]
 
 
 @kernel
-def gather(image: Any, columns: Any, block: bool, rows: Any, values: Any) -> None:
-    """Fill the first p² rows of `values` (channels, …, h·w) int16 with the phases of `image`.
+def gather(
+    image: Bytes, columns: tuple[int, ...], block: bool, rows: Values, values: Values
+) -> None:
+    """Fill the first p² rows of `values`, (channels, …, h·w), with the phases of `image`.
 
-    image: (H, W, channels) uint8. columns: 0 … p−1 as a tuple, so that p is known when
+    image: (H, W, channels). columns: 0 … p−1 as a tuple, so that p is known when
     this is compiled: it is the stride of the loop that costs most. `block`: contiguous
-    blocks in place of phases. rows: (channels, p, h·W) int16, scratch: rows of the image that
+    blocks in place of phases. rows: (channels, p, h·W), scratch: rows of the image that
     hold the same phases lie end to end there, so that `spread` runs over long ones.
     """
     p = len(columns)
@@ -36,18 +40,18 @@ def gather(image: Any, columns: Any, block: bool, rows: Any, values: Any) -> Non
 
 
 @kernel
-def centre(grey: Any, out: Any) -> None:
-    """Doubled and centred on mid grey: 2x−255. grey: (W, 1) uint8, out: (W,) int16."""
+def centre(grey: Bytes, out: Values) -> None:
+    """Doubled and centred on mid grey: 2x−255. grey: (W, 1), out: (W,)."""
     values = grey.reshape(-1)
     for x in range(out.size):
         out[x] = np.int16(2 * np.int32(values[x]) - 255)
 
 
 @kernel
-def rotate(rgb: Any, first: Any, second: Any, third: Any) -> None:
+def rotate(rgb: Bytes, first: Values, second: Values, third: Values) -> None:
     """Doubled and centred on mid grey: 2R+2G+2B−765, 2R−2B, 2R−4G+2B.
 
-    rgb: (W, 3) uint8; first, second, third: (W,) int16, contiguous, or this takes twice as long.
+    rgb: (W, 3); first, second, third: (W,), contiguous, or this takes twice as long.
     """
     flat = rgb.reshape(-1)
     for x in range(first.size):
@@ -59,7 +63,7 @@ def rotate(rgb: Any, first: Any, second: Any, third: Any) -> None:
 
 
 @kernel
-def spread(row: Any, columns: Any, out: Any) -> None:
+def spread(row: Values, columns: tuple[int, ...], out: Values) -> None:
     """out[c, x] = row[x·p + c]. row: (p·J,), out: (p, J), both contiguous."""
     p = len(columns)
     for x in range(out.shape[1]):
@@ -68,7 +72,7 @@ def spread(row: Any, columns: Any, out: Any) -> None:
 
 
 @kernel
-def cut(row: Any, out: Any, w: int) -> None:
+def cut(row: Values, out: Values, w: int) -> None:
     """Stretches of `w` to out[0] … out[p − 1] in turn. row: (p·J,), out: (p, J)."""
     p = out.shape[0]
     for i in range(out.shape[1] // w):

@@ -3,17 +3,18 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipeline.planes.kernels.jit import kernel
+from pipeline.jit import kernel
 
 PIECE = 32768  # as many squares of 255 fit into an int32
 
 
 @kernel
-def add_moments(planes: Any, first: Any, second: Any) -> None:
+def add_moments(planes: NDArray[Any], first: NDArray[np.int64], second: NDArray[np.int64]) -> None:
     """Add Σ q_a and Σ q_a·q_b over pixels, for every plane and pair of channels.
 
-    planes: (N, C, J) integers of 8 bits. first: (N, C), second: (N, C, C), both int64.
+    planes: (N, C, J), int8 or uint8. first: (N, C), second: (N, C, C).
     Second moments across channels let the reader normalise after it has undone the
     colour rotation.
     """
@@ -31,7 +32,8 @@ def add_moments(planes: Any, first: Any, second: Any) -> None:
 
 
 @kernel
-def _sum(values: Any) -> Any:
+def _sum(values: NDArray[Any]) -> Any:
+    """values: (J,), int8 or uint8, at most PIECE. The sum, int32."""
     total = np.int32(0)
     for x in range(values.size):
         total = np.int32(total + values[x])
@@ -39,7 +41,8 @@ def _sum(values: Any) -> Any:
 
 
 @kernel
-def _dot(one: Any, other: Any) -> Any:
+def _dot(one: NDArray[Any], other: NDArray[Any]) -> Any:
+    """one, other: (J,), int8 or uint8, at most PIECE. Their product, int32."""
     total = np.int32(0)
     for x in range(one.size):
         total = np.int32(total + np.int32(one[x]) * np.int32(other[x]))

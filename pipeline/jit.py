@@ -4,7 +4,11 @@ No fastmath: float operations keep their order and rounding, so that the same im
 gives the same bytes on every machine.
 """
 
+import atexit
 import hashlib
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -19,8 +23,9 @@ def _sources() -> str:
     keep what another module, since changed, was compiled into.
     """
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for package in ("planes", "format"):
+        for path in sorted((Path(__file__).parent / package).rglob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -34,4 +39,18 @@ def kernel(function: F) -> F:
     type, and what is known of a kernel by it is not found again.
     """
     function.__qualname__ = f"{function.__qualname__}_{_SOURCES}"  # names the file on disk
-    return cast(F, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+    compiled = numba.njit(nogil=True, error_model="numpy")(function)
+    try:
+        compiled.enable_caching()
+    except RuntimeError:  # neither the installation nor the home can be written to
+        _use_temporary_cache()
+        compiled.enable_caching()
+    return cast(F, compiled)
+
+
+def _use_temporary_cache() -> None:
+    """A folder for what is compiled, for this process and those that it starts, gone at its end."""
+    folder = tempfile.mkdtemp(prefix="spectral-compiled-")
+    os.environ["NUMBA_CACHE_DIR"] = folder
+    numba.config.reload_config()  # type: ignore[no-untyped-call]
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
