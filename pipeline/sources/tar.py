@@ -1,12 +1,13 @@
 """A tar in, the places of its files out: also of a tar within a tar, or within a gzip stream.
 
 Members are read in place by their offset, nothing is unpacked, and a member's name is only ever
-a name. The standard library takes a damaged header for the end of the archive; here it is an
-error, as is an archive that is cut short.
+a name. The standard library takes a damaged header for the end of the archive, and goes back by a
+negative size; here any damage is an error, as is an archive that is cut short.
 """
 
 import io
 import os
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipeline.errors import SourceError
 from pipeline.sources.find import refuse_broken_link
@@ -26,6 +27,10 @@ Image = tuple[str, str, int, int]  # name, member, offset, size: as Scan.add_cla
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_HEADER = 1 << 24  # bytes; more than any name or pax record takes
 _MOST_PADDING = 1 << 20  # bytes of zeros that end an archive; usual are 1 to 10 kB
+_LENGTH = 20  # digits of a pax record's length
+_SPARSE_FOLLOWS, _MORE_FOLLOWS = 482, 504  # in blocks: whether one of sparse places comes next
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
 
 
 class Stream(Protocol):
@@ -60,41 +65,153 @@ class Member:
         return PurePosixPath(self.name).name
 
 
-class _Window:
-    """Part of a stream as a file that starts at 0; remembers what was read last."""
+class _Headers:
+    """The headers of the tar that is `size` bytes from `start` of a stream, one after the other.
 
-    def __init__(self, stream: Stream, start: int, size: int | None) -> None:
-        self._stream, self._start, self._size = stream, start, size
-        self._position = 0
-        self.last, self.last_at = b"", start
+    The standard library parses a block; where the next one lies is reckoned here.
+    """
 
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= _LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
-        if self._size is not None:
-            size = max(0, min(size, self._size - self._position))
-        self.last_at = self._start + self._position
-        if size == 1 and self._stream.tell() == self.last_at + 1:
-            self.last = b"?"  # tarfile asks whether the byte is there: it has been passed
-        else:
-            if self._stream.tell() != self.last_at:
-                self._stream.seek(self.last_at)
-            self.last = self._stream.read(size)
-        self._position += len(self.last)
-        return self.last
+    def __init__(self, stream: Stream, where: str, start: int, size: int | None) -> None:
+        self._stream, self._where, self._start = stream, where, start
+        self._limit = sys.maxsize if size is None else start + size
+        self._shared: dict[str, str] = {}  # pax headers for all that follow
+        self._at = start  # of the next header
+        self._end = start  # of the data of the last member
+        self._name = ""  # of the last member
+        self._block = b""  # the last one read as a header
 
-    def seek(self, offset: int) -> None:
-        self._position = offset
+    def next(self) -> "_Header | None":
+        """That of the next member, its offset and size checked; None at the end of the archive."""
+        said: dict[str, str] = {}  # of the member, in headers before its own; the first one counts
+        while (block := self._parsed()) is not None:
+            at = self._at
+            self._at += _BLOCK
+            if block.type not in _EXTENDED:
+                return self._member(at, block, self._shared | said)
+            words = self._extended(at, block)
+            if block.type == tarfile.XGLTYPE:
+                self._shared |= words
+            else:
+                said = words | said
+        if said:
+            raise self._damaged(self._at, "a long name or pax header, and no file that it is for")
+        return None
 
-    def tell(self) -> int:
-        return self._position
+    def _parsed(self) -> tarfile.TarInfo | None:
+        """The block at `_at`; None if it is of the zeros that end an archive."""
+        data = self._block = self._read(self._at, _BLOCK)
+        if len(data) < _BLOCK:
+            raise self._cut_short("the zeros that end an archive are missing")
+        try:
+            return tarfile.TarInfo.frombuf(data, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            if not data.strip(b"\0"):
+                return None
+            why = "no header of a file where the next one should be"
+            raise self._damaged(self._at, why) from error
 
-    def stop(self) -> int:
-        """Where it really ends, in bytes from the start of the stream."""
+    def _extended(self, at: int, block: tarfile.TarInfo) -> dict[str, str]:
+        """What is said of the next member in the data of a block of its own, by pax keyword."""
+        if not 0 <= block.size <= _LONGEST_HEADER:
+            raise self._damaged(at, f"a header of {block.size:,} bytes")
+        data = self._read(self._at, block.size)
+        self._at += _padded(block.size)
+        if len(data) < block.size:
+            raise self._cut_short(f"a header goes on to byte {self._at:,}")
+        if block.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+            key = "path" if block.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
+            return {key: _text(data.partition(b"\0")[0])}
+        try:
+            return dict(_pax_records(data))
+        except ValueError as error:
+            raise self._damaged(at, "a pax header that cannot be read") from error
+
+    def _member(self, at: int, block: tarfile.TarInfo, said: dict[str, str]) -> "_Header":
+        name = said.get("GNU.sparse.name") or said.get("path", "").rstrip("/") or block.name
+        size = said.get("size") or str(block.size)
+        if not (size.isascii() and size.isdecimal() and len(size) < 20):
+            raise self._damaged(at, f"{name!r} of {size} bytes")
+        more = block.type == tarfile.GNUTYPE_SPARSE and self._block[_SPARSE_FOLLOWS]
+        while more:
+            data = self._read(self._at, _BLOCK)
+            self._at += _BLOCK
+            more = len(data) == _BLOCK and data[_MORE_FOLLOWS]
+        block.name, block.size, block.offset_data = name, int(size), self._at
+        sparse = block.type == tarfile.GNUTYPE_SPARSE or any(
+            key.startswith("GNU.sparse.") for key in said
+        )
+        if block.isreg() or block.type not in tarfile.SUPPORTED_TYPES:  # links have no data
+            self._at += _padded(block.size)
+            if self._at >= sys.maxsize:
+                raise self._damaged(at, f"{name!r} of {size} bytes")
+        self._name, self._end = name, min(self._at, block.offset_data + block.size)
+        return _Header(block, sparse)
+
+    def refuse_more(self) -> None:
+        """SourceError if zeros are not the end: a hole, as of a download that lacks a piece, looks
+        like the end of an archive, too.
+        """
+        at = self._at + _BLOCK
+        while piece := self._read(at, _MOST_PADDING):
+            at += len(piece)
+            if piece.count(0) < len(piece) or at - self._at > _MOST_PADDING:
+                raise SourceError(
+                    f"{self._where} is damaged: zeros at byte {self._at:,}{self._behind()} end it, "
+                    "but it goes on behind them; download it again, or if it was joined of "
+                    "several tars, pack it anew"
+                )
+
+    def _read(self, at: int, size: int) -> bytes:
+        """Bytes of the archive, fewer at its end."""
+        at, stop = min(at, self._limit), min(at + size, self._limit)
+        if self._stream.tell() != at:
+            self._stream.seek(at)
+        return self._stream.read(stop - at)
+
+    def _behind(self) -> str:
+        return f", behind {self._name}," if self._name else ""
+
+    def _damaged(self, at: int, why: str) -> SourceError:
+        behind = self._behind().rstrip(",")
+        return SourceError(
+            f"{self._where} is damaged near byte {at:,}{behind}: {why}; download it again"
+        )
+
+    def _cut_short(self, why: str) -> SourceError:
         if isinstance(self._stream, io.IOBase):
             self._stream.seek(0, os.SEEK_END)
-        stop = self._stream.tell()
-        return stop if self._size is None else min(stop, self._start + self._size)
+        stop = min(self._stream.tell(), self._limit)
+        if stop < self._end:
+            why = f"the data of its last file, {self._name}, go on to byte {self._end:,}"
+        elif self._name:
+            why += f", behind {self._name}"
+        return SourceError(f"{self._where} is cut short at byte {stop:,}: {why}; download it again")
+
+
+@dataclass(frozen=True)
+class _Header:
+    entry: tarfile.TarInfo
+    sparse: bool
+
+
+def _padded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _pax_records(data: bytes) -> Iterator[tuple[str, str]]:
+    """(keyword, value) of each `length keyword=value`; ValueError for anything else."""
+    while data.strip(b"\0"):
+        digits, _, _ = data[:_LENGTH].partition(b" ")
+        size = int(digits)
+        key, equals, value = data[len(digits) + 1 : size].partition(b"=")
+        if not (0 < size <= len(data) and key and equals and value.endswith(b"\n")):
+            raise ValueError(data[:99])
+        data = data[size:]
+        yield _text(key), _text(value[:-1])
 
 
 def walk(
@@ -109,70 +226,32 @@ def walk(
     Folders are left out, and what `pipeline.sources.junk` knows, which is counted in `junk`.
     where: for errors, which name it. SourceError for links, devices, sparse files, and any damage.
     """
-    found = Counter() if junk is None else junk
-    window, end = _Window(stream, start, size), start
-    try:
-        tar: Any = tarfile.TarFile(fileobj=window)  # type: ignore[arg-type]
-        while (entry := tar.next()) is not None:
-            tar.members = []  # it would keep all of them
-            # base-256 sizes have a sign: the next header would be looked for further back
-            if entry.size < 0 or start + entry.offset_data < end:
-                raise tarfile.ReadError(f"{entry.name!r} of {entry.size:,} bytes")
-            end = start + entry.offset_data + entry.size
-            if (passed := junk_in(entry.name)) is not None:
-                found[passed] += 1
-            elif not entry.isdir():
-                yield _member(entry, where, start)
-    except (tarfile.TarError, ValueError) as error:
-        raise _trouble(window, where, end, str(error)) from error
-    if len(window.last) < _BLOCK or window.last.strip(b"\0"):  # these zeros end an archive
-        raise _trouble(window, where, end, "no header of a file where the next one should be")
-    _refuse_more(window, where)
-
-
-def _refuse_more(window: _Window, where: str) -> None:
-    """SourceError if zeros are not the end: a hole, as of a download that lacks a piece, looks
-    like the end of an archive, too.
-    """
-    at = window.last_at
-    padding = len(window.last)
-    while piece := window.read(_MOST_PADDING):
-        padding += len(piece)
-        if piece.count(0) < len(piece) or padding > _MOST_PADDING:
-            raise SourceError(
-                f"{where} is damaged: zeros at byte {at:,} end it, but it goes on behind them; "
-                "download it again, or if it was joined of several tars, pack it anew"
-            )
+    headers = _Headers(stream, where, start, size)
+    while (header := headers.next()) is not None:
+        if (passed := junk_in(header.entry.name)) is not None:
+            if junk is not None:
+                junk[passed] += 1
+        elif not header.entry.isdir():
+            yield _member(header, where)
+    headers.refuse_more()
 
 
 _NOT_PLAIN = (
-    (tarfile.TarInfo.islnk, "a hard link", "tar --hard-dereference"),
-    (tarfile.TarInfo.issym, "a symbolic link", "tar --dereference"),
-    (tarfile.TarInfo.issparse, "a sparse file", "tar without --sparse"),
-    (lambda entry: not entry.isreg(), "a device or a pipe", "without it"),
+    (lambda header: header.entry.islnk(), "a hard link", "tar --hard-dereference"),
+    (lambda header: header.entry.issym(), "a symbolic link", "tar --dereference"),
+    (lambda header: header.sparse, "a sparse file", "tar without --sparse"),
+    (lambda header: not header.entry.isreg(), "a device or a pipe", "without it"),
 )
 
 
-def _member(entry: tarfile.TarInfo, where: str, start: int) -> Member:
+def _member(header: _Header, where: str) -> Member:
     for is_one, what, advice in _NOT_PLAIN:
-        if is_one(entry):
+        if is_one(header):
             raise SourceError(
-                f"{where}: {entry.name} is {what}, not a plain file: pack the archive with the "
-                f"files themselves ({advice})"
+                f"{where}: {header.entry.name} is {what}, not a plain file: pack the archive with "
+                f"the files themselves ({advice})"
             )
-    return Member(entry.name, start + entry.offset_data, entry.size)
-
-
-def _trouble(window: _Window, where: str, end: int, why: str) -> SourceError:
-    """What is amiss where reading stopped; end: of the data of the last file."""
-    stop = window.stop()
-    if stop < end:
-        why = f"is cut short at byte {stop:,}: the data of its last file go on to byte {end:,}"
-    elif len(window.last) < _BLOCK:
-        why = f"is cut short at byte {stop:,}: the zeros that end an archive are missing"
-    else:
-        why = f"is damaged near byte {window.last_at:,}: {why}"
-    return SourceError(f"{where} {why}; download it again")
+    return Member(header.entry.name, header.entry.offset_data, header.entry.size)
 
 
 def is_tar(path: Path) -> bool:
