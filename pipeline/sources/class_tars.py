@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.errors import SourceError, some
 from pipeline.sources.base import Source
 from pipeline.sources.find import subfolders
-from pipeline.sources.gzipped import Gunzip, is_gzip, points_of
+from pipeline.sources.gzipped import is_gzip, scanned_gzip
 from pipeline.sources.index import Scan
 from pipeline.sources.junk import visible
 from pipeline.sources.levels import refuse_split_tar, refuse_split_tars
@@ -75,12 +75,8 @@ class WholeTar(Source):
 def scanned(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
     """(stream of an archive, plain or in gzip, number of its container)."""
     if is_gzip(path):
-        points = points_of(path, scan.folder)
-        points.clear()
-        with Gunzip(path, points) as gunzip:
+        with scanned_gzip(path, scan.folder) as gunzip:
             yield gunzip, scan.container(path, "gzip")
-            gunzip.finish()
-            points.sync()
     else:
         with path.open("rb") as stream:
             yield stream, scan.container(path, "bytes")

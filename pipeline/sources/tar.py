@@ -232,7 +232,10 @@ def walk(
             if junk is not None:
                 junk[passed] += 1
         elif not header.entry.isdir():
-            yield _member(header, where)
+            member = _member(header, where)
+            if isinstance(stream, Gunzip):
+                stream.sum_up(member.offset, member.size)
+            yield member
     headers.refuse_more()
 
 

@@ -16,8 +16,8 @@ JOURNAL = "journal"
 LOCK = ".lock"
 _FILES = (manifest.NAME, samples.NAME)
 _SHARD = re.compile(rf"shard_\d+\.beton(\.sizes)?({re.escape(PARTIAL)})?")
-_JOURNAL = re.compile(r"(header|scan\.arrow|index\.(arrow|json)|(commits|verdicts)\.jsonl|again"
-                      rf"|outcomes|.*\.points)({re.escape(PARTIAL)})?", re.DOTALL)  # fmt: skip
+_JOURNAL = re.compile(r"(header|scan\.arrow|index\.(arrow|json)|(commits|verdicts)\.jsonl|outcomes"
+                      rf"|again|.*\.(points|sums))({re.escape(PARTIAL)})?", re.DOTALL)  # fmt: skip
 
 
 def refuse_foreign(directory: Path) -> None:
