@@ -89,8 +89,9 @@ def open_parquet(path: Path, container: Container) -> Callable[[Place], bytes]:
         nonlocal group, first, images, batches
         if place.offset != group or place.size < first:
             group, first, images = place.offset, 0, images.slice(0, 0)
-            rows = _rows_of_a_batch(file, group, container.inner)
-            batches = file.iter_batches(rows, [group], [container.inner], use_threads=False)
+            with _named(path):
+                rows = _rows_of_a_batch(file, group, container.inner)
+                batches = file.iter_batches(rows, [group], [container.inner], use_threads=False)
         while place.size >= first + len(images):
             first += len(images)
             with _named(path):
@@ -248,13 +249,13 @@ def _is_integer(kind: Any) -> bool:
 
 def _refuse_paths_alone(path: Path, column: str) -> None:
     """What a row says of paths is never followed; without bytes there is no image."""
+    nulls = 0
     with _named(path):
         found = pq.ParquetFile(path).metadata
-    nulls = 0
-    for group in map(found.row_group, range(found.num_row_groups)):
-        chunks = (group.column(i) for i in range(group.num_columns))
-        known = next((c.statistics for c in chunks if c.path_in_schema == column), None)
-        nulls += known.null_count if known is not None and known.has_null_count else 0
+        for group in map(found.row_group, range(found.num_row_groups)):
+            chunks = (group.column(i) for i in range(group.num_columns))
+            known = next((c.statistics for c in chunks if c.path_in_schema == column), None)
+            nulls += known.null_count if known is not None and known.has_null_count else 0
     if nulls and nulls == found.num_rows:
         raise SourceError(
             f"{path}: the column {column} is empty in all {nulls:,} rows: they hold paths at most, "
@@ -280,7 +281,7 @@ def _named(path: Path) -> Iterator[None]:
     """What Arrow says of damage, with the file's name; errors of the machine pass."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names within the file
         if isinstance(error, OSError) and error.errno is not None:
             if error.filename:
                 raise
