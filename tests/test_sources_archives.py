@@ -9,10 +9,12 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.preparation import preparation
-from pipeline.sources import gzipped, recognise
-from pipeline.sources.index import Index, Place, Scan
+from pipeline.sources import recognise
+from pipeline.sources.containers import gzip as gzipped
+from pipeline.sources.containers.tar import is_tar
+from pipeline.sources.index import Container, Index, Place
+from pipeline.sources.scan import Scan
 from pipeline.sources.splits import assign
-from pipeline.sources.tar import is_tar
 from tests.test_sources_tar import (
     Files,
     jpegs,
@@ -187,6 +189,10 @@ def test_something_else_after_a_gzip_stream(tmp_path: Path) -> None:
     assert "no gzip stream" in refused(path, tmp_path / "scan")
 
 
+def reader(path: Path, folder: Path) -> gzipped.GzipReader:
+    return gzipped.GzipReader(path, Container("", "gzip"), folder)
+
+
 @pytest.mark.parametrize("members", [1, 5])
 def test_a_gzip_file_is_read_from_any_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int
@@ -208,7 +214,7 @@ def test_a_gzip_file_is_read_from_any_point(
     found = [points.before(i) for i in range(0, len(content), 1 << 16)]
     assert len({point and point.output for point in found}) > 8
     assert len({point.bits for point in found if point}) > 2
-    inflate = gzipped.GzipReader(path, tmp_path).inflate
+    inflate = reader(path, tmp_path).inflate
     for _ in range(60):
         offset, size = draw.randrange(len(content) - 1), draw.randrange(1, 90_000)
         size = min(size, len(content) - offset)
@@ -234,7 +240,7 @@ def test_damaged_points_are_passed_over(tmp_path: Path, monkeypatch: pytest.Monk
     for at in range(5, len(whole), 9001):
         points.path.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
         for offset in range(0, len(content) - 99, 1 << 16):
-            inflate = gzipped.GzipReader(path, tmp_path).inflate
+            inflate = reader(path, tmp_path).inflate
             assert inflate(offset, 99) == content[offset : offset + 99]
 
 
@@ -253,7 +259,7 @@ def test_a_scan_makes_its_points_anew(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_gzip_file_is_read_without_points(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(bytes(range(256)) * 99))
-    inflate = gzipped.GzipReader(path, tmp_path).inflate
+    inflate = reader(path, tmp_path).inflate
     assert inflate(515, 2) == b"\3\4"
     assert inflate(0, 2) == b"\0\1"
 
@@ -286,7 +292,7 @@ def test_a_member_with_other_bytes_than_were_indexed_is_named(
     content = bytearray(path.read_bytes())
     content[content.index(images["7.jpg"]) + 1000] ^= 4
     path.write_bytes(content)
-    read = gzipped.GzipReader(path, tmp_path).read
+    read = reader(path, tmp_path).read
     for place in reversed(listed):
         if place.member == "n1.tar/7.jpg":
             with pytest.raises(SourceError, match=r"gz: n1.tar/7.jpg has other bytes than when"):
@@ -309,7 +315,7 @@ def test_a_damaged_list_of_sums_is_no_reason_to_believe(tmp_path: Path, damage: 
     else:
         sums.write_bytes(found[:-1] if damage == "cut" else found[:-1] + bytes([found[-1] ^ 1]))
     *others, last = places(scan)
-    read = gzipped.GzipReader(path, tmp_path).read
+    read = reader(path, tmp_path).read
     if damage != "gone":
         assert all(map(read, others))
     with pytest.raises(SourceError, match="other bytes"):

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from pipeline.console import stopped_by_signals
 from pipeline.errors import SourceError, StoppedError
-from pipeline.sources.cifar_files import BINARY, PYTHON, Variant
-from pipeline.sources.pickles import load_pickle
+from pipeline.sources.containers.cifar import BINARY, PYTHON, Variant
+from pipeline.sources.containers.pickles import load_pickle
 from pipeline.stage.samples import _coded
 from tests.conftest import photograph
 from tests.listing import listing
@@ -320,7 +320,8 @@ class Mnist:
             )
         }
         assert {key: (row.label, row.data) for key, row in found.rows.items()} == expected
-        assert found.rows["train/0/11"].member.endswith("row 11")
+        assert found.rows["train/0/11"].member.startswith("train-images")
+        assert found.rows["train/0/11"].member.endswith("/11")
         assert found.rows["train/0/11"].rank == 1
 
 

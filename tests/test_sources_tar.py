@@ -14,9 +14,10 @@ from scipy.io import savemat
 
 from pipeline.errors import SourceError
 from pipeline.sources import recognise
-from pipeline.sources.index import Place, Scan, Summary
+from pipeline.sources.containers.tar import walk
+from pipeline.sources.index import Place, Summary
 from pipeline.sources.reading import Feeder, Reader
-from pipeline.sources.tar import walk
+from pipeline.sources.scan import Scan
 from tests.conftest import ROOT, photograph
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.sources.containers.tar import walk
 from pipeline.sources.junk import junk_in
-from pipeline.sources.tar import walk
 from tests.conftest import ROOT
 from tests.test_sources_tar import member
 
@@ -134,6 +134,7 @@ LIES = {
     "a pax record that goes on": (A + of_kind(PAX, b"99 size=5\n") + A + END, 1024),
     "a pax record of many digits": (A + of_kind(PAX, b"9" * 5000) + A + END, 1024),
     "a long name beyond all": (A + member("b.jpg", HUGE)[:156] + b"L" + bytes(2048), 1024),
+    "an empty long name": (A + of_kind(LONG, bytes(9)) + A + END, 1024),
     "a long name of nothing": (A + of_kind(LONG, b"name\0") + END, 2048),
 }
 

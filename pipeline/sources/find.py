@@ -1,4 +1,4 @@
-"""Several places where a source may lie in, the one that is meant out."""
+"""Looks for sources and their files in folders: the one that is meant, what is missing."""
 
 import re
 from collections.abc import Sequence

@@ -18,7 +18,8 @@ from pipeline.format.manifest import Manifest
 from pipeline.preparation import Preparation
 from pipeline.progress import Advance
 from pipeline.sources import Source, recognise
-from pipeline.sources.index import SPLITS, Index, Scan
+from pipeline.sources.index import SPLITS, Index
+from pipeline.sources.scan import Scan
 from pipeline.sources.splits import assign, check_counts, refuse_unknown_choices
 from pipeline.stage import verdicts
 from pipeline.stage.changes import changed_places, difference

@@ -1,4 +1,4 @@
-"""A tar in, the places of its files out: also of a tar within a tar, or within a gzip stream.
+"""Tars, also within a tar or within a gzip stream: where each file in them lies.
 
 Members are read in place by their offset, nothing is unpacked, and a member's name is only ever
 a name. The standard library takes a damaged header for the end of the archive, and goes back by a
@@ -11,19 +11,21 @@ import sys
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import SourceError
+from pipeline.sources.containers import Opened
+from pipeline.sources.containers.gzip import DamagedGzipError, Gunzip, is_gzip, scanned_gzip
 from pipeline.sources.find import refuse_broken_link
-from pipeline.sources.gzipped import DamagedGzipError, Gunzip, is_gzip
+from pipeline.sources.index import Container, Member, Place
 from pipeline.sources.junk import is_junk, junk_in
+from pipeline.sources.scan import Scan
 
-Image = tuple[str, str, int, int]  # name, member, offset, size: as Scan.add_class takes them
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_HEADER = 1 << 24  # bytes; more than any name or pax record takes
 _MOST_PADDING = 1 << 20  # bytes of zeros that end an archive; usual are 1 to 10 kB
@@ -46,23 +48,26 @@ class Stream(Protocol):
         """Offset of the next byte."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """A regular file in a tar: `offset` is that of its data in the outermost stream."""
+class TarReader(Opened):
+    """Members are byte ranges of a file."""
 
-    name: str
-    offset: int
-    size: int
+    def __init__(self, path: Path, container: Container, folder: Path) -> None:
+        super().__init__(path, container, folder)
+        self._fd = os.open(path, os.O_RDONLY)
 
-    @property
-    def stem(self) -> str:
-        """The name without folders and without its last suffix."""
-        return PurePosixPath(self.name).stem
+    def read(self, place: Place) -> bytes:
+        """One range."""
+        data = os.pread(self._fd, place.size, place.offset)
+        while len(data) < place.size:
+            more = os.pread(self._fd, place.size - len(data), place.offset + len(data))
+            if not more:
+                raise SourceError(f"{self.path} has become shorter since it was indexed")
+            data += more
+        return data
 
-    @property
-    def base(self) -> str:
-        """The name without folders: whatever they were, they lead nowhere."""
-        return PurePosixPath(self.name).name
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
 
 
 class _Headers:
@@ -120,14 +125,17 @@ class _Headers:
             raise self._cut_short(f"a header goes on to byte {self._at:,}")
         if block.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
             key = "path" if block.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
-            return {key: _text(data.partition(b"\0")[0])}
+            if not (name := data.partition(b"\0")[0]):
+                raise self._damaged(at, "a long name that is empty")
+            return {key: _text(name)}
         try:
-            return dict(_pax_records(data))
+            words = dict(_pax_records(data))
         except ValueError as error:
             raise self._damaged(at, "a pax header that cannot be read") from error
+        return words | {"path": words["path"].rstrip("/")} if "path" in words else words
 
     def _member(self, at: int, block: tarfile.TarInfo, said: dict[str, str]) -> "_Header":
-        name = said.get("GNU.sparse.name") or said.get("path", "").rstrip("/") or block.name
+        name = said.get("GNU.sparse.name") or said.get("path") or block.name
         size = said.get("size") or str(block.size)
         if not (size.isascii() and size.isdecimal() and len(size) < 20):
             raise self._damaged(at, f"{name!r} of {size} bytes")
@@ -272,15 +280,22 @@ def open_tar(path: Path) -> BufferedReader:
     return path.open("rb")
 
 
-def _opened(path: Path) -> "Gunzip | BufferedReader":
-    return Gunzip(path) if is_gzip(path) else path.open("rb")
+@contextmanager
+def scanned_tar(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
+    """(stream of an archive, plain or in gzip, number of its container)."""
+    if is_gzip(path):
+        with scanned_gzip(path, scan.folder) as gunzip:
+            yield gunzip, scan.container(path, "gzip")
+    else:
+        with path.open("rb") as stream:
+            yield stream, scan.container(path, "tar")
 
 
 def first_members(path: Path, count: int = 1) -> Iterator[Member]:
     """The first files of a tar, plain or in gzip; none if it is no tar."""
     if not path.is_file() or not (is_tar(path) or is_gzip(path)):
         return
-    with closing(_opened(path)) as stream:
+    with Gunzip(path) if is_gzip(path) else path.open("rb") as stream:
         try:
             yield from islice(walk(stream, str(path)), count)
         except DamagedGzipError:
@@ -299,12 +314,18 @@ def tars_in(folder: Path) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def class_images(members: Sequence[Member], where: str, prefix: str = "") -> list[Image]:
-    """The files of a class as images; SourceError if there are none, or two of a name."""
+def images_of_class(
+    members: Sequence[Member], where: str, outer: str = ""
+) -> list[tuple[str, Member]]:
+    """The files of a class by their names; SourceError if there are none, or two of a name.
+
+    outer: the tar that they are in, if that is in another one.
+    """
     if not members:
         raise SourceError(f"{where} is an empty class: download it again or leave it away")
     refuse_twice((member.base for member in members), where)
-    return [(m.base, prefix + m.name, m.offset, m.size) for m in members]
+    inside = f"{outer}/" if outer else ""
+    return [(m.base, Member(inside + m.name, m.offset, m.size)) for m in members]
 
 
 def refuse_twice(names: Iterable[str], where: str) -> None:

@@ -4,10 +4,8 @@ import re
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.sources.base import Source
-from pipeline.sources.class_tars import scanned
-from pipeline.sources.index import Scan
-from pipeline.sources.tar import first_members, walk
+from pipeline.sources.containers.tar import first_members, scanned_tar, walk
+from pipeline.sources.scan import Scan, Source
 
 CLASSES = [str(number) for number in range(1000)]
 _MEMBER = re.compile(r"(?:^|/)(\d+)/[^/]+$")
@@ -30,14 +28,13 @@ class ImageNetV2Tar(Source):
     def scan(self, scan: Scan) -> None:
         """As packed."""
         seen: set[tuple[str, str]] = set()
-        with scanned(self.root, scan) as (stream, file):
+        with scanned_tar(self.root, scan) as (stream, file):
             for member in walk(stream, str(self.root), junk=scan.junk):
                 key = self._key(member.name)
                 if (key, member.base) in seen:
                     raise SourceError(f"{self.root}: {member.name} comes twice in it")
                 seen.add((key, member.base))
-                place = {"offset": member.offset, "size": member.size}
-                scan.add("val", key, member.base, file, member=member.name, **place)
+                scan.add("val", key, member.base, file, member)
         scan.finish(CLASSES)
 
     def _key(self, name: str) -> str:

@@ -1,19 +1,23 @@
 """ImageNet-21K and its like: a tar for each class, in a folder or in one large archive."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.base import Source
+from pipeline.sources.classes import FILES, class_names
+from pipeline.sources.containers.tar import (
+    Stream,
+    first_members,
+    images_of_class,
+    open_tar,
+    scanned_tar,
+    tars_in,
+    walk,
+)
 from pipeline.sources.find import subfolders
-from pipeline.sources.gzipped import is_gzip, scanned_gzip
-from pipeline.sources.index import Scan
 from pipeline.sources.junk import visible
 from pipeline.sources.levels import refuse_split_tar, refuse_split_tars
-from pipeline.sources.names import FILES, class_names
-from pipeline.sources.tar import Stream, class_images, first_members, open_tar, tars_in, walk
+from pipeline.sources.scan import Scan, Source
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +50,8 @@ class ClassTars(Source):
                     f"classes, use --source {path}"
                 )
             refuse_split_tar(self.root, path.stem, [member.name for member in members])
-            file = scan.container(path, "bytes")
-            scan.add_class(path.stem, class_images(members, str(path)), file)
+            file = scan.container(path, "tar")
+            scan.add_class(path.stem, images_of_class(members, str(path)), file)
         scan.finish(names=class_names(self.root))
 
 
@@ -66,20 +70,9 @@ class WholeTar(Source):
 
     def scan(self, scan: Scan) -> None:
         """As packed."""
-        with scanned(self.root, scan) as (stream, file):
+        with scanned_tar(self.root, scan) as (stream, file):
             scan_inner_tars(stream, self.root, scan, file)
         scan.finish(names=class_names(self.root.parent))
-
-
-@contextmanager
-def scanned(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
-    """(stream of an archive, plain or in gzip, number of its container)."""
-    if is_gzip(path):
-        with scanned_gzip(path, scan.folder) as gunzip:
-            yield gunzip, scan.container(path, "gzip")
-    else:
-        with path.open("rb") as stream:
-            yield stream, scan.container(path, "bytes")
 
 
 def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[str]:
@@ -95,7 +88,7 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
             raise SourceError(f"{where} comes twice in it")
         classes.add(outer.stem)
         members = list(walk(stream, where, outer.offset, outer.size, junk=scan.junk))
-        scan.add_class(outer.stem, class_images(members, where, f"{outer.name}/"), file)
+        scan.add_class(outer.stem, images_of_class(members, where, outer.name), file)
     if not classes:
         raise SourceError(f"{path} holds no <class>.tar; {WholeTar.looks_like}")
     refuse_split_tars(path, sorted(classes))

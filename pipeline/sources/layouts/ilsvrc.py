@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.sources.base import Source
-from pipeline.sources.class_tars import scan_inner_tars
+from pipeline.sources.classes import class_names
+from pipeline.sources.containers.tar import open_tar, refuse_twice, walk
 from pipeline.sources.find import refuse_broken_link
-from pipeline.sources.index import Scan
-from pipeline.sources.names import class_names
-from pipeline.sources.tar import Member, open_tar, refuse_twice, walk
+from pipeline.sources.layouts.class_tars import scan_inner_tars
+from pipeline.sources.scan import Scan, Source
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -51,7 +50,7 @@ class IlsvrcTars(Source):
             raise SourceError(f"{self.root} has {VAL} but no {TRAIN}: download it, too{_FROM}")
         devkit = self._devkit(needed=val.is_file())
         scan.saw(self.root)
-        file = scan.container(train, "bytes")
+        file = scan.container(train, "tar")
         with open_tar(train) as stream:
             classes = scan_inner_tars(stream, train, scan, file)
         if devkit is not None and val.is_file():
@@ -87,9 +86,9 @@ def _scan_val(path: Path, devkit: Devkit, scan: Scan) -> None:
             "both have to be complete, download them again"
         )
     key_of = dict(zip(sorted(m.base for m in members), _keys(devkit), strict=True))
-    file = scan.container(path, "bytes")
+    file = scan.container(path, "tar")
     for member in members:
-        _add_val(scan, key_of[member.base], member, file)
+        scan.add("val", key_of[member.base], member.base, file, member)
 
 
 def _keys(devkit: Devkit) -> list[str]:
@@ -98,11 +97,6 @@ def _keys(devkit: Devkit) -> list[str]:
             f"{DEVKIT}: {TRUTH} has the class {unknown[0]}, which {META} does not have"
         )
     return [devkit.wnids[number] for number in devkit.truth]
-
-
-def _add_val(scan: Scan, key: str, member: Member, file: int) -> None:
-    name, offset, size = member.base, member.offset, member.size
-    scan.add("val", key, name, file, member=member.name, offset=offset, size=size)
 
 
 def read_devkit(path: Path) -> Devkit:

@@ -1,4 +1,4 @@
-"""A gzip file in, any range of what it inflates to out, best in rising order.
+"""Gzip files, mostly of tars: any range of what they inflate to, best in rising order.
 
 Reading goes forward at the speed of zlib with a few MiB of memory, whatever the size of the
 file. The scan leaves a point to start from every GiB of output (`Points`), so that a run that is
@@ -9,14 +9,15 @@ points, and it holds all points in memory, 32 KiB each.
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.sources.gzip_index import Point, Points, Sums
-from pipeline.sources.index import Place
-from pipeline.sources.zlib_stream import GZIP, Inflate, InflateError
+from pipeline.sources.containers import Opened
+from pipeline.sources.containers.gzip_index import Point, Points, Sums
+from pipeline.sources.containers.zlib_stream import GZIP, Inflate, InflateError
+from pipeline.sources.index import Container, Place
 
 MAGIC = b"\x1f\x8b"
 SPACING = 1 << 30  # bytes of output between points
@@ -194,10 +195,13 @@ def scanned_gzip(path: Path, folder: Path) -> Iterator[Gunzip]:
     sums.sync()
 
 
-class GzipReader:
-    """Reads members of a gzip file, best in rising order. folder: what the scan has left."""
+class GzipReader(Opened):
+    """Members are byte ranges of what the file inflates to, best read in rising order."""
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    by_parent, anywhere = True, False
+
+    def __init__(self, path: Path, container: Container, folder: Path) -> None:
+        super().__init__(path, container, folder)
         self._points, self._sums = points_of(path, folder), sums_of(path, folder)
         self._stream = Gunzip(path)
 
@@ -206,7 +210,7 @@ class GzipReader:
         data = self.inflate(place.offset, place.size)
         if self._sums.find(place.offset, place.size) != zlib.crc32(data):
             raise SourceError(
-                f"{self._stream.path}: {place.member} has other bytes than when it was indexed: "
+                f"{self.path}: {place.member} has other bytes than when it was indexed: "
                 "the file, its disk or the memory is damaged; check it with `gzip -t`, then start "
                 "over with --overwrite"
             )
@@ -219,8 +223,12 @@ class GzipReader:
         self._stream.seek(offset)
         data = self._stream.read(size)
         if len(data) < size:
-            raise SourceError(f"{self._stream.path} has become shorter since it was indexed")
+            raise SourceError(f"{self.path} has become shorter since it was indexed")
         return data
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._stream.close()
 
     def _move_to(self, offset: int) -> None:
         """A stream not after `offset`: from a point, as it is, or from the start of the file."""
@@ -228,11 +236,6 @@ class GzipReader:
         if offset >= stream.tell() and (point is None or point.output <= stream.tell()):
             return
         stream.close()
-        self._stream = Gunzip(stream.path)
+        self._stream = Gunzip(self.path)
         if point is not None:
             self._stream.start_at(point)
-
-
-def open_gzip(path: Path, folder: Path) -> Callable[[Place], bytes]:
-    """A function that reads the place it is given; folder: where the scan left the points."""
-    return GzipReader(path, folder).read

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.sources.zlib_stream import WINDOW
+from pipeline.sources.containers.zlib_stream import WINDOW
 
 _POINT = struct.Struct("<QQHH")  # output offset, input offset, bits, window size
 _CRC = struct.Struct("<I")  # of the record behind it

@@ -7,13 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.base import Source
+from pipeline.sources.classes import numbered_classes
+from pipeline.sources.containers.tar import first_members, open_tar, tars_in, walk
 from pipeline.sources.find import gaps, natural, subfolders, visible_files
-from pipeline.sources.index import Scan
+from pipeline.sources.layouts.wds_samples import looks_packed, samples
 from pipeline.sources.levels import SPLIT_NAMES
-from pipeline.sources.names import numbered_classes
-from pipeline.sources.tar import first_members, open_tar, tars_in, walk
-from pipeline.sources.wds_samples import looks_packed, samples
+from pipeline.sources.scan import Scan, Source
 
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_NAMES)})(?![a-z])")
 _LOOKED_AT = 1 << 16  # files of a tar, to find out whether they are samples
@@ -100,14 +99,13 @@ def _scan_shard(shard: Path, split: str, root: Path, scan: Scan, counts: Counter
     """List the samples of a shard. counts: of each label so far, which give the ranks: sorting
     the names of a class over all shards would take them all into memory.
     """
-    file = scan.container(shard, "bytes")
+    file = scan.container(shard, "tar")
     with open_tar(shard) as stream:
         members = list(walk(stream, str(shard), junk=scan.junk))
         found = samples(members, stream.fileno(), shard)
     stem = os.path.relpath(shard, root)[: -len(".tar")]
     stem = stem.removeprefix(f"{split}/")
     for sample in found:
-        image, label = sample.image, sample.label
-        place = {"offset": image.offset, "size": image.size, "rank": counts[label]}
+        name, label = f"{stem}/{sample.key}", sample.label
+        scan.add(split, str(label), name, file, sample.image, counts[label])
         counts[label] += 1
-        scan.add(split, str(label), f"{stem}/{sample.key}", file, member=image.name, **place)

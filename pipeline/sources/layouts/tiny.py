@@ -3,14 +3,13 @@
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.alike import refuse_unknown
-from pipeline.sources.base import Source
+from pipeline.sources.classes import class_names, refuse_unknown
+from pipeline.sources.containers.folder import image_files
 from pipeline.sources.find import few_subfolders, only, subfolders, visible_files
-from pipeline.sources.folders import class_folder_names, class_images
-from pipeline.sources.index import Scan
 from pipeline.sources.junk import visible
-from pipeline.sources.names import class_names
-from pipeline.sources.trees import add_flat, check_beside, wnid_of
+from pipeline.sources.layouts.folders import class_folder_names
+from pipeline.sources.layouts.trees import add_flat, check_beside, wnid_of
+from pipeline.sources.scan import Scan, Source
 
 ANNOTATIONS = "val_annotations.txt"
 BOXES = "_boxes.txt"  # <wnid>_boxes.txt, one in each folder of train
@@ -104,9 +103,9 @@ def _add_sorted(scan: Scan, folder: Path, wnids: list[str], split: str) -> dict[
         inside = Path(wnid, IMAGES) if (folder / wnid / IMAGES).is_dir() else Path(wnid)
         if inside.name == IMAGES:
             _refuse_outside(folder / wnid, scan)
-        names = class_images(folder / inside, scan, required=split == "train", but=BOXES)
-        scan.add_class(wnid, [(name, f"{inside}/{name}", 0, 0) for name in names], file, split)
-        found |= dict.fromkeys(names, wnid)
+        images = image_files(folder, str(inside), scan, required=split == "train", but=BOXES)
+        scan.add_class(wnid, images, file, split)
+        found |= dict.fromkeys((name for name, _ in images), wnid)
     return found
 
 

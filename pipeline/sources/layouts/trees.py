@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.alike import refuse_unknown
-from pipeline.sources.base import Source
+from pipeline.sources.classes import class_names, refuse_unknown
+from pipeline.sources.containers.folder import image_files
 from pipeline.sources.find import only, subfolders
-from pipeline.sources.folders import class_folder_names, class_images
-from pipeline.sources.index import Scan
-from pipeline.sources.names import class_names
+from pipeline.sources.index import Member
+from pipeline.sources.layouts.folders import add_class_folders, class_folder_names
+from pipeline.sources.scan import Scan, Source
 
 SOLUTION = "LOC_val_solution.csv"
 _V2_NAMES = frozenset(map(str, range(1000)))
@@ -38,9 +38,9 @@ class Kaggle(Source):
         wnids = class_folder_names(tree / "train")
         check_beside(tree)
         scan.saw(tree)
-        _add_nested(scan, tree / "train", wnids, "train")
+        add_class_folders(scan, tree / "train", "train", wnids, "train")
         if subfolders(tree / "val"):  # somebody has sorted them into class folders
-            _add_nested(scan, tree / "val", wnids, "val")
+            add_class_folders(scan, tree / "val", "val", wnids, "train")
         else:
             self._add_val(scan, tree, wnids)
         mapping = _above(tree, "LOC_synset_mapping.txt")
@@ -74,7 +74,7 @@ class ImageNetV2(Source):
         if missing := [name for name in classes if int(name) not in set(found)]:
             log.warning("%s has no folders %s", tree, some(missing))
         scan.saw(tree)
-        _add_nested(scan, tree, [str(label) for label in found], "val")
+        add_class_folders(scan, tree, "val", [str(label) for label in found], str(tree))
         scan.finish(classes)
 
 
@@ -114,28 +114,16 @@ def check_beside(tree: Path) -> None:
         log.warning("%s has no labels: left out", tree / "test")
 
 
-def _add_nested(scan: Scan, folder: Path, wnids: list[str], split: str) -> None:
-    """Images of `folder/<wnid>`, class by class in the order of `wnids`."""
-    there = set(class_folder_names(folder, scan.junk))
-    refuse_unknown(folder, there, wnids, "train")
-    scan.saw(folder)
-    file = scan.container(folder, "folder")
-    for wnid in (wnid for wnid in wnids if wnid in there):
-        images = class_images(folder / wnid, scan, required=split == "train")
-        scan.add_class(wnid, [(path, f"{wnid}/{path}", 0, 0) for path in images], file, split)
-
-
 def add_flat(
     scan: Scan, folder: Path, class_of: dict[str, str], wnids: list[str], said: Path, end: str = ""
 ) -> None:
     """Val images that lie in one folder; class_of: by file name without `end`; `said` says so."""
     if not folder.is_dir():
         raise SourceError(f"{folder} is missing, but {said} names its images")
-    of_class: dict[str, list[tuple[str, str, int, int]]] = {wnid: [] for wnid in wnids}
+    of_class: dict[str, list[tuple[str, Member]]] = {wnid: [] for wnid in wnids}
     refuse_unknown(said, class_of.values(), wnids, "train")
-    names = class_images(folder, scan, required=True)
     images: dict[str, str] = {}
-    for name in names:
+    for name, _ in image_files(folder, "", scan):
         other = images.setdefault(name.removesuffix(end), name)
         if other != name:
             raise SourceError(f"{folder} has {other} and {name}, one image in {said}: remove one")
@@ -144,7 +132,7 @@ def add_flat(
     if missing := sorted(class_of.keys() - images.keys()):
         raise SourceError(f"{folder} lacks {some(missing)}, which {said} names")
     for stem, name in images.items():
-        of_class[class_of[stem]].append((name, name, 0, 0))
+        of_class[class_of[stem]].append((name, Member(name)))
     file = scan.container(folder, "folder")
     for wnid, found in of_class.items():
         scan.add_class(wnid, found, file, "val")

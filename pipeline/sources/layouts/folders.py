@@ -1,17 +1,16 @@
-"""Folders of image files in, one folder a class."""
+"""Folders of image files, one folder a class: what most people have."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.alike import refuse_unknown
-from pipeline.sources.base import Source
+from pipeline.sources.classes import class_names, refuse_unknown
+from pipeline.sources.containers.folder import image_files
 from pipeline.sources.find import subfolders
-from pipeline.sources.index import Scan
 from pipeline.sources.junk import visible
 from pipeline.sources.levels import of_test, split_folders, split_of
-from pipeline.sources.names import class_names
+from pipeline.sources.scan import Scan, Source
 
 
 class ClassFolders(Source):
@@ -36,27 +35,21 @@ class ClassFolders(Source):
         classes = class_folder_names(folders["train"])
         _refuse_level_above(folders["train"], classes)
         for split, folder in of_test(folders, classes).items():
-            names = class_folder_names(folder, scan.junk)
-            refuse_unknown(folder, names, classes, str(folders["train"]))
-            scan.saw(folder)
-            file = scan.container(folder, "folder")
-            for name in names:
-                images = class_images(folder / name, scan, required=split == "train")
-                scan.add_class(
-                    name, [(path, f"{name}/{path}", 0, 0) for path in images], file, split
-                )
+            add_class_folders(scan, folder, split, classes, str(folders["train"]))
         scan.finish(classes, _known_names(self.root, classes) if levels else None)
 
 
-def class_images(folder: Path, scan: Scan, *, required: bool, but: str = "/") -> list[str]:
-    """Sorted paths within `folder`, at any depth; hidden ones and the like are left out.
-
-    but: an ending of names that are no images.
-    """
-    found = sorted(path for path in _walk(folder, scan) if not path.endswith(but))
-    if not found and required:
-        raise SourceError(f"{folder} is an empty class: add its images or remove the folder")
-    return found
+def add_class_folders(
+    scan: Scan, folder: Path, split: str, classes: Sequence[str], where: str
+) -> None:
+    """The images of `folder`/<class>, class by class. classes: all, in their order, of `where`."""
+    names = set(class_folder_names(folder, scan.junk))
+    refuse_unknown(folder, names, classes, where)
+    scan.saw(folder)
+    file = scan.container(folder, "folder")
+    for name in (name for name in classes if name in names):
+        images = image_files(folder, name, scan, required=split == "train")
+        scan.add_class(name, images, file, split)
 
 
 def _refuse_level_above(folder: Path, classes: list[str]) -> None:
@@ -99,24 +92,3 @@ def _known_names(root: Path, classes: list[str]) -> dict[str, str] | None:
     """Names of wnids, where a file beside train/ has them."""
     names = class_names(root) or {}
     return names if any(key in names for key in classes) else None
-
-
-def _walk(folder: Path, scan: Scan, within: str = "") -> Iterator[str]:
-    scan.saw(folder)
-    for entry in visible(folder, scan.junk):
-        if entry.is_file():
-            yield within + entry.name
-        elif entry.is_dir():
-            _refuse_loop(Path(entry.path))
-            yield from _walk(Path(entry.path), scan, f"{within}{entry.name}/")
-        else:
-            kind = "a broken link" if entry.is_symlink() else "no regular file"
-            raise SourceError(f"{entry.path} is {kind}: remove it or put the image there")
-
-
-def _refuse_loop(folder: Path) -> None:
-    if not folder.is_symlink():
-        return
-    target, here = folder.resolve(), folder.parent.resolve()  # the source may be a link itself
-    if target == here or target in here.parents:
-        raise SourceError(f"{folder} links to a folder that it lies in: remove the link")
