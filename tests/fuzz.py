@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, features
+from scipy.io import savemat
 
 from pipeline.errors import BadImageError, SourceError
 from pipeline.planes.imaging import load
@@ -35,6 +36,7 @@ from pipeline.sources.containers.pickles import load_pickle
 from pipeline.sources.containers.tar import walk
 from pipeline.sources.index import Place
 from pipeline.sources.junk import junk_in
+from pipeline.sources.layouts.ilsvrc import read_devkit
 from pipeline.sources.reading import Feeder, Reader
 from pipeline.sources.scan import Scan
 
@@ -171,6 +173,18 @@ def _dictionaries() -> list[bytes]:
     return [pickle.dumps(content, protocol) for protocol in range(6)]
 
 
+def _devkits() -> list[bytes]:
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("words", object)]
+    rows = np.array([(i + 1, f"n0{i}", "a bird") for i in range(4)], dtype=kinds)
+    found = []
+    for packed in (False, True):
+        file = io.BytesIO()
+        savemat(file, {"synsets": rows.reshape(-1, 1)}, do_compression=packed)
+        truth = "data/ILSVRC2012_validation_ground_truth.txt"
+        found.append(_tar({"data/meta.mat": file.getvalue(), truth: b"1\n2\n4\n"}))
+    return found
+
+
 # --- damage -------------------------------------------------------------------------------------
 
 
@@ -281,6 +295,15 @@ def _unpickle(data: bytes, folder: Path) -> str | None:
     return None
 
 
+def _devkit(data: bytes, folder: Path) -> str | None:
+    (folder / "devkit").write_bytes(data)
+    try:
+        read_devkit(folder / "devkit")
+    except SourceError as error:
+        return str(error)
+    return None
+
+
 def _source(*names: str, beside: Callable[[Path], None] = lambda folder: None) -> "Attempt":
     """The input as a file of a source: it is listed and read, or refused."""
 
@@ -355,6 +378,7 @@ TARGETS: dict[str, tuple[Callable[[], list[bytes]], Attempt, Mend]] = {
     "gzip": (_gzips, _inflate, bytes),
     "parquet": (_tables, _source("data/train-0.parquet"), bytes),
     "idx": (_arrays, _source("train-images-idx3-ubyte", beside=_mnist), bytes),
+    "devkit": (_devkits, _devkit, lambda data: gzip.compress(_summed(data), 1)),
     "pickle": (_dictionaries, _unpickle, bytes),
     "cifar": (_dictionaries, _source("cifar-10-batches-py/data_batch_3", beside=_batches), bytes),
 }  # fmt: skip

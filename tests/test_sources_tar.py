@@ -186,7 +186,7 @@ def test_ilsvrc_says_which_file_is_missing(
     [
         (devkit(truth=[1, 2, 3]), "has 4 images"),
         (devkit(truth=[1, 2, 3, 1001]), "class 1001"),
-        (devkit()[:-40], "cannot be read"),
+        (devkit()[:-40], "download it again"),
         (gzip.compress(packed({"data/meta.mat": b"no matrix"})), "cannot be read"),
         (gzip.compress(packed({"readme": b""})), "lacks meta.mat"),
     ],

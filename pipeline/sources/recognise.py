@@ -9,10 +9,10 @@ from pipeline.sources.layouts.class_tars import ClassTars, WholeTar
 from pipeline.sources.layouts.folders import ClassFolders
 from pipeline.sources.layouts.ilsvrc import IlsvrcTars
 from pipeline.sources.layouts.imagenet21kp import ImageNet21KP, ImageNet21KPTar
-from pipeline.sources.layouts.imagenetv2 import ImageNetV2Tar
+from pipeline.sources.layouts.imagenetv2 import ImageNetV2, ImageNetV2Tar
+from pipeline.sources.layouts.kaggle import Kaggle
 from pipeline.sources.layouts.parquet import Parquet
 from pipeline.sources.layouts.tiny import TinyImageNet
-from pipeline.sources.layouts.trees import ImageNetV2, Kaggle
 from pipeline.sources.layouts.webdataset import WebDataset
 from pipeline.sources.scan import Source
 

@@ -1,8 +1,5 @@
 """CIFAR-10 and CIFAR-100: the archives that their author publishes, or the folders in them."""
 
-import gzip
-import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,10 +11,9 @@ from numpy.typing import NDArray
 from pipeline.errors import SourceError, some
 from pipeline.sources.containers.labelled import Arrays, Labelled
 from pipeline.sources.containers.pickles import load_pickle, text
+from pipeline.sources.containers.tar import contents
 
 _SIDE, _PIXELS = 32, 32 * 32 * 3  # px, and bytes of an image: planes red, green, blue
-DAMAGE = (EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile)
-_LARGEST_FILE = 1 << 30  # bytes; the largest of theirs has 154 million
 
 
 @dataclass(frozen=True)
@@ -94,28 +90,11 @@ def _files(path: Path, variant: Variant) -> Iterator[tuple[str, bytes]]:
         for name in sorted(wanted):
             if (path / name).is_file():
                 yield name, (path / name).read_bytes()
-        return
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                folder, _, name = str(PurePosixPath(member.name)).rpartition("/")
-                inside = PurePosixPath(folder).name == variant.folder
-                if member.isfile() and inside and name in wanted:
-                    yield name, _extracted(tar, member, path)
-    except DAMAGE as error:
-        raise SourceError(
-            f"{path} is damaged or not whole, expected {variant.archive}: {error}"
-        ) from error
-
-
-def _extracted(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
-    if member.size > _LARGEST_FILE:
-        raise SourceError(
-            f"{path}: {member.name} has {member.size:,} bytes, expected at most {_LARGEST_FILE:,}"
-        )
-    file = tar.extractfile(member)
-    assert file is not None  # it is a regular file
-    return file.read()
+    else:
+        inside = {(variant.folder, name) for name in wanted}
+        known = lambda member: PurePosixPath(member.name).parts[-2:] in inside
+        for member, data in contents(path, known):
+            yield member.base, data
 
 
 def _class_names(data: bytes, variant: Variant, where: str) -> list[str]:

@@ -10,7 +10,7 @@ import os
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -28,6 +28,7 @@ from pipeline.sources.scan import Scan
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_HEADER = 1 << 24  # bytes; more than any name or pax record takes
+_LARGEST = 1 << 30  # bytes of a file that is read as a whole
 _MOST_PADDING = 1 << 20  # bytes of zeros that end an archive; usual are 1 to 10 kB
 _LENGTH = 20  # digits of a pax record's length
 _SPARSE_FOLLOWS, _MORE_FOLLOWS = 482, 504  # in blocks: whether one of sparse places comes next
@@ -289,6 +290,21 @@ def scanned_tar(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
     else:
         with path.open("rb") as stream:
             yield stream, scan.container(path, "tar")
+
+
+def contents(path: Path, wanted: Callable[[Member], bool]) -> Iterator[tuple[Member, bytes]]:
+    """Small files of a tar, plain or in gzip, with all that is in them, in one pass."""
+    with Gunzip(path) if is_gzip(path) else path.open("rb") as stream:
+        for member in walk(stream, str(path)):
+            if not wanted(member):
+                continue
+            if member.size > _LARGEST:
+                size = f"{member.size:,} bytes, expected at most {_LARGEST:,}"
+                raise SourceError(f"{path}: {member.name} has {size}")
+            if len(data := stream.read(member.size)) == member.size:  # else the walk says it
+                yield member, data
+        if isinstance(stream, Gunzip):
+            stream.finish()
 
 
 def first_members(path: Path, count: int = 1) -> Iterator[Member]:

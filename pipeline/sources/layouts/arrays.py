@@ -1,13 +1,13 @@
 """CIFAR-10, CIFAR-100 and the MNIST family in the files that their authors publish."""
 
-import tarfile
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from pipeline.errors import SourceError, some
 from pipeline.sources.containers import idx
 from pipeline.sources.containers.array import load
-from pipeline.sources.containers.cifar import BINARY, DAMAGE, PYTHON, VARIANTS, Variant
+from pipeline.sources.containers.cifar import BINARY, PYTHON, VARIANTS, Variant
+from pipeline.sources.containers.tar import first_members
 from pipeline.sources.find import few_subfolders, only
 from pipeline.sources.index import Member
 from pipeline.sources.scan import Scan, Source
@@ -98,11 +98,7 @@ def _is_unpacked(folder: Path, variant: Variant) -> bool:
 
 def _by_first_member(path: Path) -> list[tuple[Variant, Path]]:
     """An archive under another name is known by the folder of its first member."""
-    try:
-        with tarfile.open(path) as tar:
-            first = tar.next()
-    except (*DAMAGE, OSError):
-        return []
+    first = next(first_members(path), None)
     parts = PurePosixPath(first.name).parts if first else ()
     return [(v, path) for v in VARIANTS if v.folder in parts]
 

@@ -2,14 +2,13 @@
 
 import io
 import logging
-import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.sources.classes import class_names
-from pipeline.sources.containers.tar import open_tar, refuse_twice, walk
+from pipeline.sources.containers.tar import contents, open_tar, refuse_twice, walk
 from pipeline.sources.find import refuse_broken_link
 from pipeline.sources.layouts.class_tars import scan_inner_tars
 from pipeline.sources.scan import Scan, Source
@@ -104,7 +103,7 @@ def read_devkit(path: Path) -> Devkit:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
-    files = _files(path)
+    files = {m.base: data for m, data in contents(path, lambda m: m.base in (META, TRUTH))}
     try:
         synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
         rows = [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), str(s["words"])) for s in synsets]
@@ -117,18 +116,3 @@ def read_devkit(path: Path) -> Devkit:
     return Devkit(
         {number: wnid for number, wnid, _ in leaves}, {w: words for _, w, words in leaves}, truth
     )
-
-
-def _files(path: Path) -> dict[str, bytes]:
-    """The content of META and TRUTH, as far as they are there."""
-    found = {}
-    try:
-        with tarfile.open(path) as tar:
-            for entry in tar:
-                name = entry.name.rsplit("/", 1)[-1]
-                content = tar.extractfile(entry) if name in (META, TRUTH) else None
-                if content is not None:
-                    found[name] = content.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise SourceError(f"{path} cannot be read ({error}): download it again{_FROM}") from error
-    return found

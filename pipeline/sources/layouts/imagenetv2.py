@@ -1,14 +1,41 @@
-"""ImageNet-V2 as an archive: folders named by class numbers, in no order."""
+"""ImageNet-V2: folders named by class numbers, in an archive or unpacked; all is val."""
 
+import logging
 import re
 from pathlib import Path
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, some
 from pipeline.sources.containers.tar import first_members, scanned_tar, walk
+from pipeline.sources.find import only, subfolders
+from pipeline.sources.layouts.folders import add_class_folders, class_folder_names
 from pipeline.sources.scan import Scan, Source
 
 CLASSES = [str(number) for number in range(1000)]
+log = logging.getLogger(__name__)
 _MEMBER = re.compile(r"(?:^|/)(\d+)/[^/]+$")
+
+
+class ImageNetV2(Source):
+    """Folders whose names are class numbers: all val."""
+
+    layout = "imagenetv2"
+    looks_like = "a folder imagenetv2* with <class number>/<image>, all val"
+
+    @classmethod
+    def recognises(cls, root: Path) -> bool:
+        """By its name, or by 1000 numbers; fewer may as well be classes to train on."""
+        return bool(_trees(root))
+
+    def scan(self, scan: Scan) -> None:
+        """The folders' names are the labels: as numbers, not sorted as text."""
+        tree = only(self.root, _trees(self.root))
+        found = sorted(int(name) for name in class_folder_names(tree))
+        classes = [str(label) for label in range(found[-1] + 1)]
+        if missing := [name for name in classes if int(name) not in set(found)]:
+            log.warning("%s has no folders %s", tree, some(missing))
+        scan.saw(tree)
+        add_class_folders(scan, tree, "val", [str(label) for label in found], str(tree))
+        scan.finish(classes)
 
 
 class ImageNetV2Tar(Source):
@@ -42,3 +69,16 @@ class ImageNetV2Tar(Source):
         if found is None or int(found[1]) >= len(CLASSES):
             raise SourceError(f"{self.root}: {name} is in no folder named 0 to {len(CLASSES) - 1}")
         return str(int(found[1]))
+
+
+def _trees(root: Path) -> list[Path]:
+    named = [folder for folder in subfolders(root) if folder.name.startswith("imagenetv2")]
+    return [tree for tree in (root, *named) if _is_one(tree)]
+
+
+def _is_one(tree: Path) -> bool:
+    """Missing folders are no reason to take numbers for names."""
+    names = [folder.name for folder in subfolders(tree)]
+    if not names or not all(name in CLASSES for name in names):
+        return False
+    return tree.absolute().name.startswith("imagenetv2") or len(names) > 0.9 * len(CLASSES)

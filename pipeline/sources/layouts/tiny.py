@@ -8,7 +8,7 @@ from pipeline.sources.containers.folder import image_files
 from pipeline.sources.find import few_subfolders, only, subfolders, visible_files
 from pipeline.sources.junk import visible
 from pipeline.sources.layouts.folders import class_folder_names
-from pipeline.sources.layouts.trees import add_flat, check_beside, wnid_of
+from pipeline.sources.layouts.kaggle import add_flat, check_beside, wnid_of
 from pipeline.sources.scan import Scan, Source
 
 ANNOTATIONS = "val_annotations.txt"

@@ -1,4 +1,4 @@
-"""Trees of ImageNet's family whose val images lie flat, or whose folders are numbers."""
+"""ImageNet as Kaggle hands it out: val lies flat, a CSV says what it shows."""
 
 import csv
 import logging
@@ -8,13 +8,12 @@ from pathlib import Path
 from pipeline.errors import SourceError, some
 from pipeline.sources.classes import class_names, refuse_unknown
 from pipeline.sources.containers.folder import image_files
-from pipeline.sources.find import only, subfolders
+from pipeline.sources.find import subfolders
 from pipeline.sources.index import Member
 from pipeline.sources.layouts.folders import add_class_folders, class_folder_names
 from pipeline.sources.scan import Scan, Source
 
 SOLUTION = "LOC_val_solution.csv"
-_V2_NAMES = frozenset(map(str, range(1000)))
 log = logging.getLogger(__name__)
 
 
@@ -55,29 +54,6 @@ class Kaggle(Source):
         add_flat(scan, tree / "val", _read_solution(solution), wnids, solution, ".JPEG")
 
 
-class ImageNetV2(Source):
-    """Folders whose names are class numbers: all val."""
-
-    layout = "imagenetv2"
-    looks_like = "a folder imagenetv2* with <class number>/<image>, all val"
-
-    @classmethod
-    def recognises(cls, root: Path) -> bool:
-        """By its name, or by 1000 numbers; fewer may as well be classes to train on."""
-        return bool(_v2_trees(root))
-
-    def scan(self, scan: Scan) -> None:
-        """The folders' names are the labels: as numbers, not sorted as text."""
-        tree = only(self.root, _v2_trees(self.root))
-        found = sorted(int(name) for name in class_folder_names(tree))
-        classes = [str(label) for label in range(found[-1] + 1)]
-        if missing := [name for name in classes if int(name) not in set(found)]:
-            log.warning("%s has no folders %s", tree, some(missing))
-        scan.saw(tree)
-        add_class_folders(scan, tree, "val", [str(label) for label in found], str(tree))
-        scan.finish(classes)
-
-
 def _kaggle_tree(root: Path) -> Path | None:
     places = [root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC", root / "CLS-LOC"]
     if root.absolute().name == "CLS-LOC" or (root / SOLUTION).is_file():
@@ -90,19 +66,6 @@ def _above(tree: Path, name: str) -> Path | None:
     whole = tree.absolute()
     places = (folder / name for folder in (whole, *whole.parents[:3]))
     return next((path for path in places if path.is_file()), None)
-
-
-def _v2_trees(root: Path) -> list[Path]:
-    named = [folder for folder in subfolders(root) if folder.name.startswith("imagenetv2")]
-    return [tree for tree in (root, *named) if _is_v2(tree)]
-
-
-def _is_v2(tree: Path) -> bool:
-    """Missing folders are no reason to take numbers for names."""
-    names = [folder.name for folder in subfolders(tree)]
-    if not names or not all(name in _V2_NAMES for name in names):
-        return False
-    return tree.absolute().name.startswith("imagenetv2") or len(names) > 0.9 * len(_V2_NAMES)
 
 
 def check_beside(tree: Path) -> None:
