@@ -1,13 +1,12 @@
 """ImageNet-1K as image-net.org hands it out: two tars, and a devkit that says what val shows."""
 
-import io
 import logging
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.sources.classes import class_names
+from pipeline.sources.containers.matlab import Value, table
 from pipeline.sources.containers.tar import contents, open_tar, refuse_twice, walk
 from pipeline.sources.find import refuse_broken_link
 from pipeline.sources.layouts.class_tars import scan_inner_tars
@@ -100,19 +99,23 @@ def _keys(devkit: Devkit) -> list[str]:
 
 def read_devkit(path: Path) -> Devkit:
     """The devkit from its archive, which stays packed."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     files = {m.base: data for m, data in contents(path, lambda m: m.base in (META, TRUTH))}
     try:
-        synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
-        rows = [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), str(s["words"])) for s in synsets]
+        rows = [_synset(row) for row in table(files[META], "synsets")]
         truth = [int(line) for line in files[TRUTH].split()]
     except KeyError as error:
         raise SourceError(f"{path} lacks {error.args[0]}: download it again{_FROM}") from error
-    except (MatReadError, ValueError, TypeError, LookupError, EOFError, zlib.error) as error:
+    except ValueError as error:
         raise SourceError(f"{path} cannot be read ({error}): download it again{_FROM}") from error
     leaves = [row for row in rows if row[0] <= LEAVES]
     return Devkit(
         {number: wnid for number, wnid, _ in leaves}, {w: words for _, w, words in leaves}, truth
     )
+
+
+def _synset(row: dict[str, Value]) -> tuple[int, str, str]:
+    number, wnid, words = row["ILSVRC2012_ID"], row["WNID"], row["words"]
+    texts = isinstance(wnid, str) and isinstance(words, str)
+    if not (texts and isinstance(number, float) and number.is_integer()):
+        raise ValueError(f"a synset of {number}, {wnid}, {words}")
+    return int(number), str(wnid), str(words)
