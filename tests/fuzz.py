@@ -33,7 +33,7 @@ from pipeline.preparation import preparation
 from pipeline.sources import recognise
 from pipeline.sources.containers.gzip import Gunzip
 from pipeline.sources.containers.pickles import load_pickle
-from pipeline.sources.containers.tar import walk
+from pipeline.sources.containers.tar import iter_members
 from pipeline.sources.index import Place
 from pipeline.sources.junk import junk_in
 from pipeline.sources.layouts.ilsvrc import read_devkit
@@ -262,7 +262,7 @@ def _decode(data: bytes, folder: Path) -> str | None:
 def _walk(data: bytes, folder: Path) -> str | None:
     """What is listed without an error is what the standard library lists."""
     try:
-        found = [(m.name, m.offset, m.size) for m in walk(io.BytesIO(data), "it")]
+        found = [(m.name, m.offset, m.size) for m in iter_members(io.BytesIO(data), "it")]
     except SourceError as error:
         return str(error)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:

@@ -32,7 +32,7 @@ LAYERS = {
         ("planes", "sources"),
         ("format",),
         ("stage",),
-        ("look",),
+        ("inspection",),
     ),
     "trainer": (
         ("process", "recipes", "models", "console"),

@@ -55,7 +55,7 @@ PHASES = {
     "concluding": "pipeline.stage.prepare:conclude:1",
     "the manifest": "pipeline.format.manifest:Manifest.save:1",
     "removing the journal": "pipeline.stage.prepare:remove_journal:1",
-    "reporting": "pipeline.look.inspect:lines:1",
+    "reporting": "pipeline.inspection.inspect:lines:1",
 }
 SHORT = ("listing", "starting workers", "probing", "writing", "finishing shards", "publishing")
 ENDS = {

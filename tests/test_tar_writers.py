@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.sources.containers.tar import walk
+from pipeline.sources.containers.tar import iter_members
 from pipeline.sources.junk import junk_in
 from tests.conftest import ROOT
 from tests.test_sources_tar import member
@@ -61,7 +61,7 @@ def told(path: Path) -> list[tuple[str, int, int]]:
 
 def found(path: Path) -> list[tuple[str, int, int]]:
     with path.open("rb") as stream:
-        return [(m.name, m.offset, m.size) for m in walk(stream, str(path))]
+        return [(m.name, m.offset, m.size) for m in iter_members(stream, str(path))]
 
 
 @pytest.mark.parametrize("options", GNU, ids=lambda options: "".join(options)[9:])
@@ -176,7 +176,7 @@ def test_an_archive_cut_anywhere_names_the_byte(tmp_path: Path, cut: int, packed
         content, start = member("inner.tar", cut) + content.ljust(4096, b"\0"), 512
     path.write_bytes(content)
     with path.open("rb") as stream, pytest.raises(SourceError) as caught:
-        list(walk(stream, "it", start, cut if start else None, Counter()))
+        list(iter_members(stream, "it", start, cut if start else None, Counter()))
     assert str(caught.value).startswith(f"it is cut short at byte {start + cut:,}: ")
 
 

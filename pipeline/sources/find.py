@@ -13,7 +13,7 @@ _TOTAL = re.compile(r"-of-(\d+)")
 _FAR_APART = 50
 
 
-def only(root: Path, found: Sequence[Path]) -> Path:
+def single(root: Path, found: Sequence[Path]) -> Path:
     """The single path that was found; SourceError where the user has to choose."""
     if len(found) > 1:
         raise SourceError(f"{root} holds {some([str(p) for p in found])}: name one of them")

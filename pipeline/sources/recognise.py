@@ -56,7 +56,7 @@ def _only_file(root: Path) -> list[Path]:
 
 def accepted() -> str:
     """One line for each layout."""
-    return "\n".join(f"  {layout.layout}: {layout.looks_like}" for layout in LAYOUTS)
+    return "\n".join(f"  {layout.layout}: {layout.accepts}" for layout in LAYOUTS)
 
 
 def _found(root: Path) -> str:

@@ -52,10 +52,10 @@ class Scan:
         relative = os.path.relpath(path, self.root) if path != self.root else ""
         self.summary.containers.append(Container(relative, kind, **more))
         if kind != "folder":
-            self.saw(path)
+            self.track(path)
         return len(self.summary.containers) - 1
 
-    def saw(self, path: Path) -> None:
+    def track(self, path: Path) -> None:
         """Remember size and time of a file or folder, to notice later that it has changed."""
         refuse_undecodable(path, SourceError)
         self.summary.origin[os.path.relpath(path, self.root)] = stamp(path)
@@ -151,7 +151,7 @@ class Source:
 
     root: Path
     layout: ClassVar[str]  # its name, as in datasets.toml
-    looks_like: ClassVar[str]  # for people: what is accepted
+    accepts: ClassVar[str]  # for people: what is accepted
 
     @classmethod
     def recognises(cls, root: Path) -> bool:

@@ -33,7 +33,7 @@ def image_files(
 
 
 def _files(folder: Path, scan: Scan, within: str = "") -> Iterator[str]:
-    scan.saw(folder)
+    scan.track(folder)
     for entry in visible(folder, scan.junk):
         if entry.is_file():
             yield within + entry.name

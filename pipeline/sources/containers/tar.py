@@ -223,7 +223,7 @@ def _pax_records(data: bytes) -> Iterator[tuple[str, str]]:
         yield _text(key), _text(value[:-1])
 
 
-def walk(
+def iter_members(
     stream: Stream,
     where: str,
     start: int = 0,
@@ -295,7 +295,7 @@ def scanned_tar(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
 def contents(path: Path, wanted: Callable[[Member], bool]) -> Iterator[tuple[Member, bytes]]:
     """Small files of a tar, plain or in gzip, with all that is in them, in one pass."""
     with Gunzip(path) if is_gzip(path) else path.open("rb") as stream:
-        for member in walk(stream, str(path)):
+        for member in iter_members(stream, str(path)):
             if not wanted(member):
                 continue
             if member.size > _LARGEST:
@@ -313,7 +313,7 @@ def first_members(path: Path, count: int = 1) -> Iterator[Member]:
         return
     with Gunzip(path) if is_gzip(path) else path.open("rb") as stream:
         try:
-            yield from islice(walk(stream, str(path)), count)
+            yield from islice(iter_members(stream, str(path)), count)
         except DamagedGzipError:
             raise
         except SourceError:

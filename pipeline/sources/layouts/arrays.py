@@ -8,7 +8,7 @@ from pipeline.sources.containers import idx
 from pipeline.sources.containers.array import load
 from pipeline.sources.containers.cifar import BINARY, PYTHON, VARIANTS, Variant
 from pipeline.sources.containers.tar import first_members
-from pipeline.sources.find import few_subfolders, only
+from pipeline.sources.find import few_subfolders, single
 from pipeline.sources.index import Member
 from pipeline.sources.scan import Scan, Source
 
@@ -17,7 +17,7 @@ class Mnist(Source):
     """`train-images-idx3-ubyte[.gz]` and the three files that belong to it."""
 
     layout = "idx"
-    looks_like = (
+    accepts = (
         "a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte "
         "and t10k-labels-idx1-ubyte, with or without .gz"
     )
@@ -29,7 +29,7 @@ class Mnist(Source):
 
     def scan(self, scan: Scan) -> None:
         """Classes are the numbers 0 to 9; t10k is val."""
-        _add_all(scan, only(self.root, self._folders(self.root)), "idx")
+        _add_all(scan, single(self.root, self._folders(self.root)), "idx")
 
     @staticmethod
     def _folders(root: Path) -> list[Path]:
@@ -53,7 +53,7 @@ class _Cifar(Source):
             raise SourceError(f"{self.root} holds CIFAR-10 and CIFAR-100: name one of {paths}")
         variant, path = next(pair for pair in found if pair[0] in self.variants)
         if self.root.is_dir():
-            scan.saw(self.root)
+            scan.track(self.root)
         _add_all(scan, path, variant.form)
 
 
@@ -61,9 +61,7 @@ class CifarPython(_Cifar):
     """The archives for Python: pickled dictionaries."""
 
     layout = "cifar-python"
-    looks_like = (
-        "cifar-10-python.tar.gz or cifar-100-python.tar.gz, or the folder that it unpacks to"
-    )
+    accepts = "cifar-10-python.tar.gz or cifar-100-python.tar.gz, or the folder that it unpacks to"
     variants = PYTHON
 
 
@@ -71,9 +69,7 @@ class CifarBinary(_Cifar):
     """The archives for other languages: records of a label and pixels."""
 
     layout = "cifar-binary"
-    looks_like = (
-        "cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, or the folder that it unpacks to"
-    )
+    accepts = "cifar-10-binary.tar.gz or cifar-100-binary.tar.gz, or the folder that it unpacks to"
     variants = BINARY
 
 
@@ -107,7 +103,7 @@ def _add_all(scan: Scan, path: Path, form: str) -> None:
     """Rows are numbered through all files of a split: the same ids in all variants."""
     found = load(path, form)
     for looked_at in found.paths:
-        scan.saw(looked_at)
+        scan.track(looked_at)
     file = scan.container(path, "array", form=form, shape=found.shape)
     number, seen = {"train": 0, "val": 0}, {"train": [0] * 100, "val": [0] * 100}
     for name, images in found.files.items():

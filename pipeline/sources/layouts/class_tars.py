@@ -9,15 +9,15 @@ from pipeline.sources.containers.tar import (
     Stream,
     first_members,
     images_of_class,
+    iter_members,
     open_tar,
     scanned_tar,
     tars_in,
-    walk,
 )
 from pipeline.sources.find import subfolders
 from pipeline.sources.junk import visible
-from pipeline.sources.levels import refuse_split_tar, refuse_split_tars
 from pipeline.sources.scan import Scan, Source
+from pipeline.sources.split_names import refuse_split_tar, refuse_split_tars
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class ClassTars(Source):
     """A folder of `<class>.tar`. Labels: sorted names. All images are train."""
 
     layout = "class-tars"
-    looks_like = "a folder with <class>.tar for each class (all train), as of ImageNet-21K"
+    accepts = "a folder with <class>.tar for each class (all train), as of ImageNet-21K"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -38,12 +38,12 @@ class ClassTars(Source):
         tars = tars_in(self.root)
         taken = {path.name for path in tars}
         names = {entry.name for entry in visible(self.root, scan.junk)}
-        _say_left_out(str(self.root), sorted(names - {*FILES} - taken))
-        scan.saw(self.root)
+        _warn_left_out(str(self.root), sorted(names - {*FILES} - taken))
+        scan.track(self.root)
         refuse_split_tars(self.root, [path.stem for path in tars])
         for path in tars:
             with open_tar(path) as stream:
-                members = list(walk(stream, str(path), junk=scan.junk))
+                members = list(iter_members(stream, str(path), junk=scan.junk))
             if any(member.name.endswith(".tar") for member in members):
                 raise SourceError(
                     f"{path} holds tars, not the images of a class: if it is the archive of all "
@@ -59,7 +59,7 @@ class WholeTar(Source):
     """A tar of `<class>.tar`, plain or in gzip. Labels: sorted names. All images are train."""
 
     layout = "whole-tar"
-    looks_like = (
+    accepts = (
         "a .tar or .tar.gz of <class>.tar (all train), as winter21_whole.tar.gz of ImageNet-21K"
     )
 
@@ -79,7 +79,7 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
     """List the images of every `<class>.tar` in the tar that `stream` is; the classes."""
     classes: set[str] = set()
     left_out = []
-    for outer in walk(stream, str(path), junk=scan.junk):
+    for outer in iter_members(stream, str(path), junk=scan.junk):
         if not outer.name.endswith(".tar"):
             left_out.append(outer.name)
             continue
@@ -87,15 +87,15 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
         if outer.stem in classes:
             raise SourceError(f"{where} comes twice in it")
         classes.add(outer.stem)
-        members = list(walk(stream, where, outer.offset, outer.size, junk=scan.junk))
+        members = list(iter_members(stream, where, outer.offset, outer.size, junk=scan.junk))
         scan.add_class(outer.stem, images_of_class(members, where, outer.name), file)
     if not classes:
-        raise SourceError(f"{path} holds no <class>.tar; {WholeTar.looks_like}")
+        raise SourceError(f"{path} holds no <class>.tar; {WholeTar.accepts}")
     refuse_split_tars(path, sorted(classes))
-    _say_left_out(str(path), left_out)
+    _warn_left_out(str(path), left_out)
     return classes
 
 
-def _say_left_out(where: str, names: list[str]) -> None:
+def _warn_left_out(where: str, names: list[str]) -> None:
     if names:
         log.warning("%s: left out, as they are no <class>.tar: %s", where, some(names))

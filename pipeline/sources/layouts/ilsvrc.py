@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.errors import SourceError
 from pipeline.sources.classes import class_names
 from pipeline.sources.containers.matlab import Value, table
-from pipeline.sources.containers.tar import contents, open_tar, refuse_twice, walk
+from pipeline.sources.containers.tar import contents, iter_members, open_tar, refuse_twice
 from pipeline.sources.find import refuse_broken_link
 from pipeline.sources.layouts.class_tars import scan_inner_tars
 from pipeline.sources.scan import Scan, Source
@@ -32,7 +32,7 @@ class IlsvrcTars(Source):
     """The tars of ILSVRC 2012. Labels: sorted wnids, not the ids of the devkit."""
 
     layout = "ilsvrc-tars"
-    looks_like = f"a folder with {TRAIN}, {VAL} and {DEVKIT} (train alone needs only the first)"
+    accepts = f"a folder with {TRAIN}, {VAL} and {DEVKIT} (train alone needs only the first)"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -47,7 +47,7 @@ class IlsvrcTars(Source):
         if not train.is_file():
             raise SourceError(f"{self.root} has {VAL} but no {TRAIN}: download it, too{_FROM}")
         devkit = self._devkit(needed=val.is_file())
-        scan.saw(self.root)
+        scan.track(self.root)
         file = scan.container(train, "tar")
         with open_tar(train) as stream:
             classes = scan_inner_tars(stream, train, scan, file)
@@ -76,7 +76,7 @@ _FROM = " from image-net.org (ILSVRC 2012, after registering)"
 def _scan_val(path: Path, devkit: Devkit, scan: Scan) -> None:
     """The line of the ground truth is the place of an image among the sorted names."""
     with open_tar(path) as stream:
-        members = list(walk(stream, str(path), junk=scan.junk))
+        members = list(iter_members(stream, str(path), junk=scan.junk))
     refuse_twice((member.base for member in members), str(path))
     if len(members) != len(devkit.truth):
         raise SourceError(

@@ -7,8 +7,13 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import SourceError, some
 from pipeline.sources.classes import class_names, refuse_unknown
-from pipeline.sources.containers.tar import first_members, images_of_class, scanned_tar, walk
-from pipeline.sources.find import few_subfolders, only, subfolders
+from pipeline.sources.containers.tar import (
+    first_members,
+    images_of_class,
+    iter_members,
+    scanned_tar,
+)
+from pipeline.sources.find import few_subfolders, single, subfolders
 from pipeline.sources.index import Member
 from pipeline.sources.layouts.folders import add_class_folders, class_folder_names
 from pipeline.sources.scan import Scan, Source
@@ -24,7 +29,7 @@ class ImageNet21KP(Source):
     """`imagenet21k_{train,val}/<wnid>/*`; the small classes are left out. Labels: sorted wnids."""
 
     layout = "imagenet21k-p"
-    looks_like = f"a folder with {TRAIN}, {VAL} and {SMALL}, or the folder that holds it"
+    accepts = f"a folder with {TRAIN}, {VAL} and {SMALL}, or the folder that holds it"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -33,12 +38,12 @@ class ImageNet21KP(Source):
 
     def scan(self, scan: Scan) -> None:
         """Train, then val, each sorted by class and name."""
-        tree = only(self.root, _trees(self.root))
+        tree = single(self.root, _trees(self.root))
         names = [folder.name for folder in subfolders(tree)]
         _refuse_half(tree, names)
         if other := sorted(set(names) - set(SPLITS)):
             log.warning("%s: left out: %s", tree, some(other))
-        scan.saw(tree)
+        scan.track(tree)
         classes = class_folder_names(tree / TRAIN)
         for name, split in SPLITS.items():
             add_class_folders(scan, tree / name, split, classes, TRAIN)
@@ -49,7 +54,7 @@ class ImageNet21KPTar(Source):
     """The same in one archive, plain or in gzip."""
 
     layout = "imagenet21k-p-tar"
-    looks_like = f"a .tar or .tar.gz of {TRAIN}, {VAL} and {SMALL}"
+    accepts = f"a .tar or .tar.gz of {TRAIN}, {VAL} and {SMALL}"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -64,7 +69,7 @@ class ImageNet21KPTar(Source):
         done: dict[_Place, None] = {}
         left_out = 0
         with scanned_tar(self.root, scan) as (stream, file):
-            members = walk(stream, str(self.root), junk=scan.junk)
+            members = iter_members(stream, str(self.root), junk=scan.junk)
             for place, group in groupby(self._placed(members), key=lambda pair: pair[0]):
                 if place is None:
                     left_out += sum(1 for _ in group)

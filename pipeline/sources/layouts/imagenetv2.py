@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.containers.tar import first_members, scanned_tar, walk
-from pipeline.sources.find import only, subfolders
+from pipeline.sources.containers.tar import first_members, iter_members, scanned_tar
+from pipeline.sources.find import single, subfolders
 from pipeline.sources.layouts.folders import add_class_folders, class_folder_names
 from pipeline.sources.scan import Scan, Source
 
@@ -19,7 +19,7 @@ class ImageNetV2(Source):
     """Folders whose names are class numbers: all val."""
 
     layout = "imagenetv2"
-    looks_like = "a folder imagenetv2* with <class number>/<image>, all val"
+    accepts = "a folder imagenetv2* with <class number>/<image>, all val"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -28,12 +28,12 @@ class ImageNetV2(Source):
 
     def scan(self, scan: Scan) -> None:
         """The folders' names are the labels: as numbers, not sorted as text."""
-        tree = only(self.root, _trees(self.root))
+        tree = single(self.root, _trees(self.root))
         found = sorted(int(name) for name in class_folder_names(tree))
         classes = [str(label) for label in range(found[-1] + 1)]
         if missing := [name for name in classes if int(name) not in set(found)]:
             log.warning("%s has no folders %s", tree, some(missing))
-        scan.saw(tree)
+        scan.track(tree)
         add_class_folders(scan, tree, "val", [str(label) for label in found], str(tree))
         scan.finish(classes)
 
@@ -42,7 +42,7 @@ class ImageNetV2Tar(Source):
     """`imagenetv2-…/<0 to 999>/<image>` in a tar. Labels: the numbers. All images are val."""
 
     layout = "imagenetv2-tar"
-    looks_like = "imagenetv2-*-format-val.tar.gz, with folders 0 to 999 (all val)"
+    accepts = "imagenetv2-*-format-val.tar.gz, with folders 0 to 999 (all val)"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -56,7 +56,7 @@ class ImageNetV2Tar(Source):
         """As packed."""
         seen: set[tuple[str, str]] = set()
         with scanned_tar(self.root, scan) as (stream, file):
-            for member in walk(stream, str(self.root), junk=scan.junk):
+            for member in iter_members(stream, str(self.root), junk=scan.junk):
                 key = self._key(member.name)
                 if (key, member.base) in seen:
                     raise SourceError(f"{self.root}: {member.name} comes twice in it")

@@ -15,10 +15,10 @@ from pipeline.sources.containers.parquet import (
     refuse_paths_alone,
     schema_of,
 )
-from pipeline.sources.find import few_subfolders, gaps, natural, only, refuse_broken_link
+from pipeline.sources.find import few_subfolders, gaps, natural, refuse_broken_link, single
 from pipeline.sources.index import Member
-from pipeline.sources.levels import SPLIT_NAMES
 from pipeline.sources.scan import Scan, Source
+from pipeline.sources.split_names import SPLIT_NAMES
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
@@ -40,7 +40,7 @@ class Parquet(Source):
     """Images as files within a column, one file of rows after the other."""
 
     layout = "parquet"
-    looks_like = (
+    accepts = (
         "a folder with {train,validation,test}-*.parquet, or with data/ that holds them; columns "
         "image (bytes, or struct with bytes) and label"
     )
@@ -52,8 +52,8 @@ class Parquet(Source):
 
     def scan(self, scan: Scan) -> None:
         """In the order of the numbers in file names. Labels are those of the label column."""
-        folder = only(self.root, _folders(self.root))
-        scan.saw(folder)
+        folder = single(self.root, _folders(self.root))
+        scan.track(folder)
         other = [path.name for path in folder.glob("*.parquet") if not _NAME.fullmatch(path.name)]
         if other:
             log.warning("%s: left out, as no split is in the name: %s", folder, some(sorted(other)))
@@ -64,7 +64,7 @@ class Parquet(Source):
         parts = _split_of_test(parts)
         _warn_of_missing(parts)
         if not any(part.split == "train" for part in parts):
-            raise SourceError(f"{folder} has no train-*.parquet; {self.looks_like}")
+            raise SourceError(f"{folder} has no train-*.parquet; {self.accepts}")
         names = _class_names(parts)
         seen: dict[int, int] = {}
         for part in parts:

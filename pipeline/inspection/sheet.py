@@ -1,4 +1,4 @@
-"""A prepared directory in, a PNG contact sheet out: originals, rebuilt images, planes."""
+"""Draws a contact sheet of a prepared directory: originals, rebuilt images, planes."""
 
 import warnings
 from dataclasses import dataclass
