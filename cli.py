@@ -92,7 +92,7 @@ def prepare(
     import os
 
     with stopped_by_signals():  # from here on, as the imports take a while
-        from pipeline.look.inspect import describe, lines
+        from pipeline.inspection.inspect import describe, lines
         from pipeline.preparation import preparation
         from pipeline.stage.prepare import prepare as run
 
@@ -128,7 +128,7 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
 
     Example: spectral inspect data/cifar10/sub4 --png sheet.png
     """
-    from pipeline.look.inspect import describe, lines
+    from pipeline.inspection.inspect import describe, lines
 
     if png is not None and png.suffix.lower() != ".png":
         raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
@@ -140,7 +140,7 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
             return
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
     if png is not None:
-        from pipeline.look.sheet import draw
+        from pipeline.inspection.sheet import draw
 
         draw(path, png)
         click.echo(f"wrote {png}", err=True)

@@ -1,4 +1,4 @@
-"""datasets.toml in, what is known of a data set out (`DatasetSpec`)."""
+"""What is known of each data set: the entries of datasets.toml."""
 
 import tomllib
 from dataclasses import dataclass, field, fields

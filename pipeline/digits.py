@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits in, image files in class folders out: the demo's source."""
+"""Writes scikit-learn's handwritten digits as image files in class folders: the demo's source."""
 
 from pathlib import Path
 

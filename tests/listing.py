@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.sources import recognise
-from pipeline.sources.index import SPLITS, Place, Scan, Summary
+from pipeline.sources.index import SPLITS, Place, Summary
 from pipeline.sources.reading import Feeder, Reader
+from pipeline.sources.scan import Scan
 from tests.conftest import photograph
 
 _RNG = np.random.default_rng(3)

@@ -25,7 +25,7 @@ LAYERS = {
         ("preparation",),
         ("planes", "sources", "format"),
         ("stage",),
-        ("look",),
+        ("inspection",),
     ),
     "trainer": (
         ("process", "recipes", "models", "console"),

@@ -43,8 +43,8 @@ elif os.environ.get("HOOK") == "SLEEP":
         time.sleep(1000)
 elif os.environ.get("HOOK", "").startswith("STALL"):  # as of a network disk that is gone
     import pipeline.progress
-    from pipeline.sources.gzipped import Gunzip
-    from pipeline.sources.index import Scan
+    from pipeline.sources.containers.gzip import Gunzip
+    from pipeline.sources.scan import Scan
     from pipeline.sources.reading import Feeder
     pipeline.progress.PATIENCE = 0.5
     _, doing, number = os.environ["HOOK"].split()

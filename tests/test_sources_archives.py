@@ -9,10 +9,12 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.preparation import preparation
-from pipeline.sources import gzipped, recognise
-from pipeline.sources.index import Index, Place, Scan
+from pipeline.sources import recognise
+from pipeline.sources.containers import gzip as gzipped
+from pipeline.sources.containers.tar import is_tar
+from pipeline.sources.index import Container, Index, Place
+from pipeline.sources.scan import Scan
 from pipeline.sources.splits import assign
-from pipeline.sources.tar import is_tar
 from tests.test_sources_tar import (
     Files,
     jpegs,
@@ -187,6 +189,10 @@ def test_something_else_after_a_gzip_stream(tmp_path: Path) -> None:
     assert "no gzip stream" in refused(path, tmp_path / "scan")
 
 
+def reader(path: Path, folder: Path) -> gzipped.GzipReader:
+    return gzipped.GzipReader(path, Container("", "gzip"), folder)
+
+
 @pytest.mark.parametrize("members", [1, 5])
 def test_a_gzip_file_is_read_from_any_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int
@@ -208,13 +214,13 @@ def test_a_gzip_file_is_read_from_any_point(
     found = [points.before(i) for i in range(0, len(content), 1 << 16)]
     assert len({point and point.output for point in found}) > 8
     assert len({point.bits for point in found if point}) > 2
-    read = gzipped.open_gzip(path, tmp_path)
+    inflate = reader(path, tmp_path).inflate
     for _ in range(60):
         offset, size = draw.randrange(len(content) - 1), draw.randrange(1, 90_000)
         size = min(size, len(content) - offset)
-        assert read(Place(0, "", offset, size)) == content[offset : offset + size]
+        assert inflate(offset, size) == content[offset : offset + size]
     with pytest.raises(SourceError, match="shorter"):
-        read(Place(0, "", len(content) - 5, 6))
+        inflate(len(content) - 5, 6)
 
 
 def test_damaged_points_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +240,8 @@ def test_damaged_points_are_passed_over(tmp_path: Path, monkeypatch: pytest.Monk
     for at in range(5, len(whole), 9001):
         points.path.write_bytes(whole[:at] + bytes([whole[at] ^ 64]) + whole[at + 1 :])
         for offset in range(0, len(content) - 99, 1 << 16):
-            place = Place(0, "", offset, 99)
-            assert gzipped.open_gzip(path, tmp_path)(place) == content[offset : offset + 99]
+            inflate = reader(path, tmp_path).inflate
+            assert inflate(offset, 99) == content[offset : offset + 99]
 
 
 def test_a_scan_makes_its_points_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,9 +259,67 @@ def test_a_scan_makes_its_points_anew(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_gzip_file_is_read_without_points(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(bytes(range(256)) * 99))
-    read = gzipped.open_gzip(path, tmp_path)
-    assert read(Place(0, "", 515, 2)) == b"\3\4"
-    assert read(Place(0, "", 0, 2)) == b"\0\1"
+    inflate = reader(path, tmp_path).inflate
+    assert inflate(515, 2) == b"\3\4"
+    assert inflate(0, 2) == b"\0\1"
+
+
+def places(scan: Scan) -> list[Place]:
+    return [
+        Place(row["file"], row["member"], row["offset"], row["size"])
+        for batch in scan.batches()
+        for row in batch.to_pylist()
+    ]
+
+
+def test_a_member_with_other_bytes_than_were_indexed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes inflated from a point on have no checksum of their own: a bit that the disk has
+    flipped would be decoded and stored.
+    """
+    monkeypatch.setattr(gzipped, "SPACING", 1 << 10)
+    monkeypatch.setattr(gzipped, "_CHUNK", 1 << 10)
+    path = tmp_path / "all.tar.gz"
+    images = {f"{i}.jpg": bytes([i]) * 3 + random.Random(i).randbytes(30_000) for i in range(9)}
+    images["4.jpg"] = b""
+    path.write_bytes(gzip.compress(packed({"n1.tar": packed(images)}), 0))
+    scan = Scan(tmp_path, path, lambda count, note: None)
+    recognise(path).scan(scan)
+    listed = places(scan)
+    assert len(listed) == 9
+    assert {gzipped.points_of(path, tmp_path).before(place.offset) for place in listed} != {None}
+    content = bytearray(path.read_bytes())
+    content[content.index(images["7.jpg"]) + 1000] ^= 4
+    path.write_bytes(content)
+    read = reader(path, tmp_path).read
+    for place in reversed(listed):
+        if place.member == "n1.tar/7.jpg":
+            with pytest.raises(SourceError, match=r"gz: n1.tar/7.jpg has other bytes than when"):
+                read(place)
+        else:
+            assert read(place) == images[place.member.removeprefix("n1.tar/")]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_a_damaged_list_of_sums_is_no_reason_to_believe(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "all.tar.gz"
+    path.write_bytes(gzip.compress(whole()[0]))
+    scan = Scan(tmp_path, path, lambda count, note: None)
+    recognise(path).scan(scan)
+    sums = gzipped.sums_of(path, tmp_path).path
+    found = sums.read_bytes()
+    assert len(found) == 9 * 20
+    if damage == "gone":
+        sums.unlink()
+    else:
+        sums.write_bytes(found[:-1] if damage == "cut" else found[:-1] + bytes([found[-1] ^ 1]))
+    *others, last = places(scan)
+    read = reader(path, tmp_path).read
+    if damage != "gone":
+        assert all(map(read, others))
+    with pytest.raises(SourceError, match="other bytes"):
+        read(last)
 
 
 # --- ImageNet-V2 --------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import os
 import pickle
 import signal
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -19,10 +21,10 @@ from numpy.typing import NDArray
 
 from pipeline.console import stopped_by_signals
 from pipeline.errors import SourceError, StoppedError
-from pipeline.sources.cifar_files import BINARY, PYTHON, Variant
-from pipeline.sources.pickles import load_pickle
+from pipeline.sources.containers.cifar import BINARY, PYTHON, Variant
+from pipeline.sources.containers.pickles import load_pickle
 from pipeline.stage.samples import _coded
-from tests.conftest import photograph
+from tests.conftest import ROOT, photograph
 from tests.listing import listing
 
 Bytes = NDArray[np.uint8]
@@ -166,6 +168,25 @@ def test_pickles_of_either_python_are_read() -> None:
     assert np.array_equal(turned["data"], array)
 
 
+@pytest.mark.parametrize(
+    "bomb",
+    [b"\x80\x02}r\xff\xff\xff\xff.", b"\x80\x05\x96" + struct.pack("<Q", 1 << 36) + b"."],
+    ids=["memo", "bytearray"],
+)
+def test_a_few_bytes_do_not_take_all_memory(bomb: bytes) -> None:
+    """Python's reader in C takes 16 bytes for each number up to the one that a memo names."""
+    code = (
+        "import resource, sys; from pipeline.sources.containers.pickles import load_pickle\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "from pipeline.errors import SourceError\n"
+        "try: print(load_pickle(sys.stdin.buffer.read(), 'it'))\n"
+        "except SourceError as error: assert 'Memory' not in repr(error.__cause__), error\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=bomb, cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 class Harmful:
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -268,14 +289,14 @@ def test_a_missing_file_is_named(variant: Variant, packed: bool, tmp_path: Path)
 def test_an_archive_that_is_not_whole_is_named(keep: int, tmp_path: Path) -> None:
     archive = Cifar(PYTHON[0]).pack(tmp_path)
     archive.write_bytes(archive.read_bytes()[:keep])
-    with pytest.raises(SourceError, match=r"cifar-10-python.tar.gz is damaged or not whole"):
+    with pytest.raises(SourceError, match=rf"cifar-10-python.tar.gz ends at byte {keep:,}, in the"):
         listing(archive, tmp_path / "index")
 
 
 def test_a_page_that_was_saved_as_archive_is_named(tmp_path: Path) -> None:
     archive = tmp_path / "cifar-100-binary.tar.gz"
     archive.write_text("<html>404</html>")
-    with pytest.raises(SourceError, match="damaged or not whole, expected cifar-100-binary"):
+    with pytest.raises(SourceError, match=r"cifar-100-binary.tar.gz is cut short at byte 16"):
         listing(archive, tmp_path / "index")
 
 
@@ -320,7 +341,8 @@ class Mnist:
             )
         }
         assert {key: (row.label, row.data) for key, row in found.rows.items()} == expected
-        assert found.rows["train/0/11"].member.endswith("row 11")
+        assert found.rows["train/0/11"].member.startswith("train-images")
+        assert found.rows["train/0/11"].member.endswith("/11")
         assert found.rows["train/0/11"].rank == 1
 
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.sources.containers.parquet import ParquetReader
 from pipeline.sources.index import Container, Place
-from pipeline.sources.parquet import open_parquet
 from tests.conftest import spectral_here
 from tests.listing import listing, picture
 
@@ -75,7 +75,7 @@ def test_a_broken_link_names_the_source(tmp_path: Path) -> None:
 
 def test_an_error_of_the_machine_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
-        open_parquet(tmp_path / "gone.parquet", Container("", "parquet", inner="image"))
+        ParquetReader(tmp_path / "gone.parquet", Container("", "parquet", "image"), tmp_path)
     assert caught.value.filename == str(tmp_path / "gone.parquet")
 
 
@@ -88,8 +88,8 @@ def test_a_nested_column_beyond_2_gib_in_one_row_group(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": column, "label": [0] * 560}), path, store_schema=False)
     assert pq.ParquetFile(path).num_row_groups == 1
     assert path.stat().st_size < 5 << 20
-    read = open_parquet(path, Container(str(path), "parquet", inner="image.bytes"))
-    assert all(read(Place(0, "", 0, row)) == image for row in (0, 559))
+    read = ParquetReader(path, Container(str(path), "parquet", "image.bytes"), tmp_path).read
+    assert all(read(Place(0, str(row), 0, 0)) == image for row in (0, 559))
 
 
 def test_memory_does_not_grow_with_the_size_of_images(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_memory_does_not_grow_with_the_size_of_images(tmp_path: Path) -> None:
     pq.write_table(table, path, compression="none", use_dictionary=False, write_batch_size=1)
     del table
     before = pa.total_allocated_bytes()
-    read = open_parquet(path, Container(str(path), "parquet", inner="image.bytes"))
+    read = ParquetReader(path, Container(str(path), "parquet", "image.bytes"), tmp_path).read
     for row in (0, 79):
-        assert read(Place(0, "", 0, row)) == images[row]
+        assert read(Place(0, str(row), 0, 0)) == images[row]
         assert pa.total_allocated_bytes() - before < 100e6
 
 
@@ -123,5 +123,5 @@ def test_a_nested_column_of_large_images_in_one_row_group(tmp_path: Path) -> Non
     pq.write_table(whole, path, compression="zstd", use_dictionary=False, write_batch_size=8)
     del tables, whole
     assert pq.ParquetFile(path).num_row_groups == 1
-    read = open_parquet(path, Container(str(path), "parquet", inner="image.bytes"))
-    assert all(read(Place(0, "", 0, row)) == heads[row] + tail for row in range(0, 560, 40))
+    read = ParquetReader(path, Container(str(path), "parquet", "image.bytes"), tmp_path).read
+    assert all(read(Place(0, str(row), 0, 0)) == heads[row] + tail for row in range(0, 560, 40))

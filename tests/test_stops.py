@@ -41,7 +41,7 @@ if "--multiprocessing-fork" not in sys.argv and "PHASE" in os.environ:
 """
 PHASES = {
     "importing": "pipeline.preparation:preparation:1",
-    "listing": "pipeline.sources.index:Scan.add:5",
+    "listing": "pipeline.sources.scan:Scan.add:5",
     "splits": "pipeline.stage.resume:assign:1",
     "saving the index": "pipeline.sources.index:Index.save:1",
     "starting workers": "pipeline.stage.pool:Pool._start:2",
@@ -55,7 +55,7 @@ PHASES = {
     "concluding": "pipeline.stage.prepare:conclude:1",
     "the manifest": "pipeline.format.manifest:Manifest.save:1",
     "removing the journal": "pipeline.stage.prepare:remove_journal:1",
-    "reporting": "pipeline.look.inspect:lines:1",
+    "reporting": "pipeline.inspection.inspect:lines:1",
 }
 SHORT = ("listing", "starting workers", "writing", "publishing")  # the others: `make chaos`
 ENDS = {
@@ -120,7 +120,7 @@ def test_stopped_in_a_phase(whole: tuple[Path, Path], tmp_path: Path, phase: str
 def test_stopped_while_a_pickle_is_read(tmp_path: Path) -> None:
     """It is no damage of the source."""
     archive = Cifar(PYTHON[0]).pack(tmp_path / "cifar")
-    phase = "pipeline.sources.cifar_files:load_pickle:2"
+    phase = "pipeline.sources.containers.cifar:load_pickle:2"
     stop(words(archive, tmp_path / "out"), tmp_path / "hook", phase, signal.SIGTERM, 0.1)
     for out in ("out", "at once"):
         done = spectral_here(*words(archive, tmp_path / out))

@@ -1,4 +1,4 @@
-"""Several places where a source may lie in, the one that is meant out."""
+"""Looks for sources and their files in folders: the one that is meant, what is missing."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ _TOTAL = re.compile(r"-of-(\d+)")
 _FAR_APART = 50
 
 
-def only(root: Path, found: Sequence[Path]) -> Path:
+def single(root: Path, found: Sequence[Path]) -> Path:
     """The single path that was found; SourceError where the user has to choose."""
     if len(found) > 1:
         raise SourceError(f"{root} holds {some([str(p) for p in found])}: name one of them")

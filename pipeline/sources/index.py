@@ -1,30 +1,24 @@
-"""What a source says of its images in; an index on disk out: class, split and place of each.
+"""The index of all images of a source, on disk: class, split and place of each.
 
-An index of 14 million rows is never whole in memory: it is written and read as Arrow
-record batches. A scan holds what the source lists, an index what is made of it
-(`pipeline.sources.splits`): final labels, and the split of each image.
+An index of 14 million rows is never whole in memory: it is written and read as Arrow record
+batches. What a source lists (`pipeline.sources.scan`) has the same rows; the index is what is made
+of it (`pipeline.sources.splits`): final labels, and the split of each image.
 """
 
 import hashlib
 import json
-import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import DamagedError, SourceError, escaped, refuse_undecodable, some
+from pipeline.errors import DamagedError
 from pipeline.files import sync_directory
-from pipeline.sources.alike import refuse_look_alikes
-from pipeline.sources.junk import counted
 
 SPLITS = ("train", "calib", "val", "test")
-BATCH_ROWS = 1 << 16
 ROWS = pa.schema(
     [
         ("id", pa.string()),
@@ -38,12 +32,30 @@ ROWS = pa.schema(
     ]
 )
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
-log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image in a container: its name there and, where it is bytes of a file, which ones."""
+
+    name: str
+    offset: int = 0
+    size: int = 0
+
+    @property
+    def stem(self) -> str:
+        """The name without folders and without its last suffix."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def base(self) -> str:
+        """The name without folders: whatever they were, they lead nowhere."""
+        return PurePosixPath(self.name).name
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an image lies: fields as in the rows of an index."""
+    """Where an image lies: in which container, and what it is there (as of a `Member`)."""
 
     file: int
     member: str
@@ -55,16 +67,14 @@ class Place:
 class Container:
     """A file or folder that holds images. `path` is relative to the source ("" is itself).
 
-    kind: how `member`, `offset` and `size` of a row are meant. `folder`: member is a path below
-    it. `bytes`: so many bytes at an offset of the file. `gzip`: the same in what the file
-    inflates to. `parquet`: offset is a row group, size a row in it. `array`: offset is a row of
-    pixels, `inner` the file within an archive, `form` its format, `shape` (height, width,
-    channels) of a row.
+    kind: a key of `pipeline.sources.reading.KINDS`, which says what a member is called. column: of
+    a Parquet file. form: how an array is stored. shape: (height, width, channels) of the images of
+    an array; others are image files.
     """
 
     path: str
     kind: str
-    inner: str = ""
+    column: str = ""
     form: str = ""
     shape: tuple[int, int, int] | None = None
 
@@ -126,124 +136,6 @@ class RowReader:
             few = min(len(batch), -(-count // len(chosen)))
             parts.append(batch.take(pa.array([j * len(batch) // few for j in range(few)])))
         return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
-
-
-class Scan:
-    """The list that a source makes of its images: `Source.scan` fills it.
-
-    Classes are given by key (a folder's name, a wnid, a number); what label each gets is known
-    when all are.
-    """
-
-    def __init__(self, folder: Path, root: Path, advance: Callable[[int, str], None]) -> None:
-        self.folder, self.root, self._advance = folder, root, advance
-        self.summary = Summary()
-        self._ordinals: dict[str, int] = {}
-        self._rows: list[list[Any]] = [[] for _ in ROWS]
-        self._writer = RowWriter(folder / "scan.arrow")
-        self.train_counts: list[int] = []
-        self.has_val = False
-        self.junk: Counter[str] = Counter()  # what was passed over, by its kind
-
-    def container(self, path: Path, kind: str, **more: Any) -> int:
-        """Number of a new container, for `file` of `add`."""
-        refuse_undecodable(path, SourceError)
-        relative = os.path.relpath(path, self.root) if path != self.root else ""
-        self.summary.containers.append(Container(relative, kind, **more))
-        if kind != "folder":
-            self.saw(path)
-        return len(self.summary.containers) - 1
-
-    def saw(self, path: Path) -> None:
-        """Remember size and time of a file or folder, to notice later that it has changed."""
-        refuse_undecodable(path, SourceError)
-        self.summary.origin[os.path.relpath(path, self.root)] = stamp(path)
-
-    def add(
-        self,
-        split: str,
-        key: str,
-        name: str,
-        file: int,
-        *,
-        member: str = "",
-        offset: int = 0,
-        size: int = 0,
-        rank: int = 0,
-    ) -> None:
-        """One image: its class, its name within the class, and where it lies.
-
-        Its id is `split/key/name`. rank: its place among the sorted names of its class.
-        """
-        ordinal = self._ordinals.setdefault(key, len(self._ordinals))
-        if ordinal == len(self.train_counts):
-            self.train_counts.append(0)
-        self.train_counts[ordinal] += split == "train"
-        self.has_val |= split == "val"
-        values = (f"{split}/{key}/{name}", SPLITS.index(split), ordinal, file, member)
-        for column, value in zip(self._rows, (*values, offset, size, rank), strict=True):
-            column.append(value)
-        if len(self._rows[0]) >= BATCH_ROWS:
-            self._flush()
-
-    def add_class(
-        self, key: str, images: Sequence[tuple[str, str, int, int]], file: int, split: str = "train"
-    ) -> None:
-        """All images of a class, in the order in which they lie: (name, member, offset, size)."""
-        rank = np.empty(len(images), np.int64)
-        rank[sorted(range(len(images)), key=lambda i: images[i][0])] = np.arange(len(images))
-        for (name, member, offset, size), place in zip(images, rank.tolist(), strict=True):
-            self.add(split, key, name, file, member=member, offset=offset, size=size, rank=place)
-
-    def finish(
-        self, classes: Sequence[str] | None = None, names: dict[str, str] | None = None
-    ) -> None:
-        """All is listed. classes: keys by label, sorted keys if not said; names: by key."""
-        self._flush()
-        self._writer.close()
-        if self.junk:
-            log.warning("%s: left out, as they are no images: %s", self.root, counted(self.junk))
-        known = sorted(self._ordinals) if classes is None else list(classes)
-        if strange := sorted(set(self._ordinals) - set(known)):
-            raise SourceError(
-                f"{self.root}: images of {some(strange)}, which none of its {len(known)} classes is"
-            )
-        refuse_look_alikes(self.root, known)
-        self.summary.classes = known
-        if names is not None:
-            self.summary.names = [names.get(key, key) for key in known]
-
-    def relabel(self) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """Labels by the provisional number that rows carry."""
-        label_of = {key: label for label, key in enumerate(self.summary.classes)}
-        return np.array([label_of[key] for key in self._ordinals], np.int32)
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """What was listed; `label` is provisional."""
-        return RowReader(self.folder / "scan.arrow").batches()
-
-    def close(self) -> None:
-        """The list is no longer needed."""
-        (self.folder / "scan.arrow").unlink(missing_ok=True)
-
-    def _flush(self) -> None:
-        if not self._rows[0]:
-            return
-        try:
-            columns = [
-                pa.array(rows, kind) for rows, kind in zip(self._rows, ROWS.types, strict=True)
-            ]
-        except UnicodeEncodeError as error:
-            rows = zip(*self._rows, strict=True)
-            file = next(row for row in rows if error.object in row)[3]
-            where = self.root / self.summary.containers[file].path
-            raise SourceError(
-                f"{where}: the name {escaped(error.object)} is not valid UTF-8: rename it"
-            ) from error
-        self._writer.write(pa.record_batch(columns, schema=ROWS))
-        self.summary.rows += len(self._rows[0])
-        self._advance(len(self._rows[0]), "")
-        self._rows = [[] for _ in ROWS]
 
 
 class Index:

@@ -1,89 +1,73 @@
-"""Places in a source in, the bytes of image files out.
+"""The bytes of images, from whatever container they lie in.
 
-Two ways: workers read whole files and byte ranges themselves (`Reader`); what can only be
-read in order or in groups (gzip, Parquet, arrays) the parent reads and feeds (`Feeder`).
+Workers read whole files and byte ranges themselves (`Reader`); what one process has to read (gzip,
+Parquet, arrays), the parent does (`Feeder`).
 """
 
-import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import SourceError
+from pipeline.sources.containers import Opened
+from pipeline.sources.containers.array import ArrayReader
+from pipeline.sources.containers.folder import Folder
+from pipeline.sources.containers.gzip import GzipReader
+from pipeline.sources.containers.parquet import ParquetReader
+from pipeline.sources.containers.tar import TarReader
 from pipeline.sources.index import Container, Place
 
-ReadPlace = Callable[[Place], bytes]
-FED = ("gzip", "parquet", "array")
-_OPEN_FILES = 64
+KINDS: dict[str, type[Opened]] = {
+    "folder": Folder,
+    "tar": TarReader,
+    "gzip": GzipReader,
+    "parquet": ParquetReader,
+    "array": ArrayReader,
+}
 
 
 class Reader:
-    """Reads from containers of the kinds `folder` and `bytes`; keeps a few files open."""
+    """Reads from containers, of which it keeps a few open."""
 
-    def __init__(self, root: Path, containers: list[Container]) -> None:
-        self.root, self.containers = root, containers
-        self._open: OrderedDict[int, int] = OrderedDict()
+    at_once = 64
+
+    def __init__(
+        self, root: Path, containers: Sequence[Container], folder: Path | None = None
+    ) -> None:
+        """folder: where the scan left what reading needs."""
+        self.root, self.containers, self.folder = root, containers, folder or root
+        self._open: OrderedDict[int, Opened] = OrderedDict()
 
     def read(self, place: Place) -> bytes:
-        """The bytes of one image file; OSError where they cannot be read."""
-        container = self.containers[place.file]
-        if container.kind == "folder":
-            return (self.root / container.path / place.member).read_bytes()
-        data = os.pread(self._descriptor(place.file), place.size, place.offset)
-        while len(data) < place.size:
-            more = os.pread(
-                self._descriptor(place.file), place.size - len(data), place.offset + len(data)
-            )
-            if not more:
-                path = self.root / container.path
-                raise SourceError(f"{path} has become shorter since it was indexed")
-            data += more
-        return data
-
-    def _descriptor(self, file: int) -> int:
-        if file not in self._open:
-            if len(self._open) >= _OPEN_FILES:
-                os.close(self._open.popitem(last=False)[1])
-            path = self.root / self.containers[file].path
-            self._open[file] = os.open(path, os.O_RDONLY)
-        self._open.move_to_end(file)
-        return self._open[file]
+        """The bytes of one image file, or of a container with a shape its pixels; OSError where
+        they cannot be read.
+        """
+        if place.file not in self._open:
+            if len(self._open) >= self.at_once:
+                self._open.popitem(last=False)[1].close()
+            container = self.containers[place.file]
+            kind, path = KINDS[container.kind], self.root / container.path
+            self._open[place.file] = kind(path, container, self.folder)
+        self._open.move_to_end(place.file)
+        return self._open[place.file].read(place)
 
 
-class Feeder:
-    """Reads from containers of the kinds in FED, best in the order of the index.
+class Feeder(Reader):
+    """Reads what workers cannot, best in the order of the index."""
 
-    folder: where the scan left what it needs to seek (`gzip`). One container is open at a time.
-    """
+    at_once = 1
 
-    def __init__(self, root: Path, containers: list[Container], folder: Path) -> None:
-        self.root, self.containers, self.folder = root, containers, folder
-        self._file = -1
-        self._read: ReadPlace
-        self.needed = any(container.kind in FED for container in containers)
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything of that sort."""
+        return any(KINDS[container.kind].by_parent for container in self.containers)
 
     def feeds(self, place: Place) -> bool:
         """Whether it is for the feeder to read this."""
-        return self.containers[place.file].kind in FED
+        return KINDS[self.containers[place.file].kind].by_parent
 
-    def read(self, place: Place) -> bytes:
-        """The bytes of one image file, or of a container with a shape its pixels."""
-        if place.file != self._file:
-            self._read = self._opened(place.file)
-            self._file = place.file
-        return self._read(place)
 
-    def _opened(self, file: int) -> ReadPlace:
-        container = self.containers[file]
-        path = self.root / container.path
-        if container.kind == "gzip":
-            from pipeline.sources.gzipped import open_gzip
-
-            return open_gzip(path, self.folder)
-        if container.kind == "parquet":
-            from pipeline.sources.parquet import open_parquet
-
-            return open_parquet(path, container)
-        from pipeline.sources.arrays import open_array
-
-        return open_array(path, container)
+def read_alone(root: Path, containers: Sequence[Container], place: Place) -> bytes | None:
+    """One image; None if all images before it would have to be read, too."""
+    if not KINDS[containers[place.file].kind].anywhere:
+        return None
+    return Feeder(root, containers).read(place)

@@ -1,26 +1,25 @@
-"""A path in, the layout that it has out; or what was found there, and what is accepted."""
+"""Finds out which layout a path has, or says what is there and what is accepted."""
 
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.base import Source
-from pipeline.sources.cifar import CifarBinary, CifarPython
-from pipeline.sources.class_tars import ClassTars, WholeTar
-from pipeline.sources.folders import ClassFolders
-from pipeline.sources.idx import Idx
-from pipeline.sources.ilsvrc import IlsvrcTars
-from pipeline.sources.imagenet21kp import ImageNet21KP, ImageNet21KPTar
-from pipeline.sources.imagenetv2 import ImageNetV2Tar
 from pipeline.sources.junk import is_junk
-from pipeline.sources.parquet import Parquet
-from pipeline.sources.tiny import TinyImageNet
-from pipeline.sources.trees import ImageNetV2, Kaggle
-from pipeline.sources.webdataset import WebDataset
+from pipeline.sources.layouts.arrays import CifarBinary, CifarPython, Mnist
+from pipeline.sources.layouts.class_tars import ClassTars, WholeTar
+from pipeline.sources.layouts.folders import ClassFolders
+from pipeline.sources.layouts.ilsvrc import IlsvrcTars
+from pipeline.sources.layouts.imagenet21kp import ImageNet21KP, ImageNet21KPTar
+from pipeline.sources.layouts.imagenetv2 import ImageNetV2, ImageNetV2Tar
+from pipeline.sources.layouts.kaggle import Kaggle
+from pipeline.sources.layouts.parquet import Parquet
+from pipeline.sources.layouts.tiny import TinyImageNet
+from pipeline.sources.layouts.webdataset import WebDataset
+from pipeline.sources.scan import Source
 
 LAYOUTS: tuple[type[Source], ...] = (  # the first that recognises a path has it
     CifarPython,
     CifarBinary,
-    Idx,
+    Mnist,
     Parquet,
     Kaggle,
     TinyImageNet,
@@ -57,7 +56,7 @@ def _only_file(root: Path) -> list[Path]:
 
 def accepted() -> str:
     """One line for each layout."""
-    return "\n".join(f"  {layout.layout}: {layout.looks_like}" for layout in LAYOUTS)
+    return "\n".join(f"  {layout.layout}: {layout.accepts}" for layout in LAYOUTS)
 
 
 def _found(root: Path) -> str:

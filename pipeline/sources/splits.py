@@ -1,4 +1,4 @@
-"""What a source lists in, the index out: which images go to train, calib, val and test."""
+"""Decides which of the listed images go to train, calib, val and test: list to index."""
 
 import hashlib
 import logging
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipeline.catalogue import DatasetSpec, catalogue
 from pipeline.errors import ConfigError, SourceError
 from pipeline.preparation import Preparation
-from pipeline.sources.index import SPLITS, Fingerprint, Index, RowWriter, Scan
+from pipeline.sources.index import SPLITS, Fingerprint, Index, RowWriter
+from pipeline.sources.scan import Scan
 
 TRAIN, CALIB, VAL, TEST = range(4)
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ LOCK = ".lock"
 _FILES = (manifest.NAME, samples.NAME)
 _SHARD = re.compile(rf"shard_\d+\.beton(\.sizes)?({re.escape(PARTIAL)})?")
 _JOURNAL = re.compile(
-    r"(header|state|again|outcomes|digests|scan\.arrow|index\.(arrow|json)|.*\.points"
+    r"(header|state|again|outcomes|digests|scan\.arrow|index\.(arrow|json)|.*\.(points|sums)"
     rf"|(reasons|verdicts)\.jsonl)({re.escape(PARTIAL)})?",
     re.DOTALL,
 )

@@ -20,7 +20,8 @@ from pipeline.format.beton_writer import DIGEST_BYTES, Mark, Written
 from pipeline.preparation import Preparation
 from pipeline.progress import ProgressBar, Watch
 from pipeline.sources import Source
-from pipeline.sources.index import SPLITS, Index, Scan, stamp
+from pipeline.sources.index import SPLITS, Index, stamp
+from pipeline.sources.scan import Scan
 from pipeline.sources.splits import assign, check_counts
 from pipeline.stage.blame import VERDICTS
 from pipeline.stage.journal import Journal, Record, Table, damaged, load, save

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.alike import refuse_unknown
-from pipeline.sources.base import Source
-from pipeline.sources.find import few_subfolders, only, subfolders, visible_files
-from pipeline.sources.folders import class_folder_names, class_images
-from pipeline.sources.index import Scan
+from pipeline.sources.classes import class_names, refuse_unknown
+from pipeline.sources.containers.folder import image_files
+from pipeline.sources.find import few_subfolders, single, subfolders, visible_files
 from pipeline.sources.junk import visible
-from pipeline.sources.names import class_names
-from pipeline.sources.trees import add_flat, check_beside, wnid_of
+from pipeline.sources.layouts.folders import add_flat, check_beside, class_folder_names, wnid_of
+from pipeline.sources.scan import Scan, Source
 
 ANNOTATIONS = "val_annotations.txt"
 BOXES = "_boxes.txt"  # <wnid>_boxes.txt, one in each folder of train
@@ -25,7 +23,7 @@ class TinyImageNet(Source):
     """
 
     layout = "tiny-imagenet"
-    looks_like = (
+    accepts = (
         f"a folder with train/<wnid>/images/<image>, val/images/<image>, val/{ANNOTATIONS}; val "
         "may be sorted into folders of classes"
     )
@@ -37,11 +35,11 @@ class TinyImageNet(Source):
 
     def scan(self, scan: Scan) -> None:
         """Labels are the sorted wnids."""
-        tree = only(self.root, _trees(self.root))
+        tree = single(self.root, _trees(self.root))
         wnids = class_folder_names(tree / "train", scan.junk)
         _check_wnids(tree, wnids)
         check_beside(tree)
-        scan.saw(tree)
+        scan.track(tree)
         _add_sorted(scan, tree / "train", wnids, "train")
         if (tree / "val").is_dir():
             _add_val(scan, tree / "val", wnids)
@@ -75,7 +73,7 @@ def _add_val(scan: Scan, val: Path, wnids: list[str]) -> None:
     annotations, images = val / ANNOTATIONS, val / IMAGES
     beside = [folder.name for folder in subfolders(val) if folder.name != IMAGES]
     where, names = (val, beside) if beside else (images, [f.name for f in subfolders(images)])
-    scan.saw(annotations if annotations.is_file() else val)
+    scan.track(annotations if annotations.is_file() else val)
     if not names:
         add_flat(scan, images, _read_annotations(annotations), wnids, annotations)
         return
@@ -97,22 +95,22 @@ def _add_sorted(scan: Scan, folder: Path, wnids: list[str], split: str) -> dict[
     """Images of `folder/<wnid>/images`, or of `folder/<wnid>` where there is no images/; the wnid
     of each.
     """
-    scan.saw(folder)
+    scan.track(folder)
     file = scan.container(folder, "folder")
     found: dict[str, str] = {}
     for wnid in wnids:
         inside = Path(wnid, IMAGES) if (folder / wnid / IMAGES).is_dir() else Path(wnid)
         if inside.name == IMAGES:
             _refuse_outside(folder / wnid, scan)
-        names = class_images(folder / inside, scan, required=split == "train", but=BOXES)
-        scan.add_class(wnid, [(name, f"{inside}/{name}", 0, 0) for name in names], file, split)
-        found |= dict.fromkeys(names, wnid)
+        images = image_files(folder, str(inside), scan, required=split == "train", but=BOXES)
+        scan.add_class(wnid, images, file, split)
+        found |= dict.fromkeys((name for name, _ in images), wnid)
     return found
 
 
 def _refuse_outside(folder: Path, scan: Scan) -> None:
     """Images beside images/ would be left out in silence."""
-    scan.saw(folder)
+    scan.track(folder)
     names = sorted(entry.name for entry in visible(folder))
     if stray := [n for n in names if n != IMAGES and not n.endswith(BOXES)]:
         raise SourceError(f"{folder} has {some(stray)} beside images/: move them away or into it")

@@ -1,12 +1,13 @@
-"""A pickle of numbers, strings and NumPy arrays in, plain values out; nothing in it is run.
+"""Reads pickles of numbers, strings and NumPy arrays, and runs nothing that is in them.
 
 A pickle can name any function and have it called. Here the few names that arrays need stand
-for classes of ours, which only keep what they are given; every other name is refused.
+for classes of ours, which only keep what they are given; every other name is refused. And it is
+Python that reads here, not C: ten bytes make the reader in C take 64 GB for its memo.
 """
 
 import io
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,7 +58,18 @@ _KNOWN: dict[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+_PYTHON: Any = pickle._Unpickler
+_REFUSED = (  # no image data needs them, and some take as much memory as they say
+    pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.PERSID,
+    pickle.BINPERSID, pickle.EXT1, pickle.EXT2, pickle.EXT4,
+)  # fmt: skip
+
+
+class _Unpickler(_PYTHON):  # type: ignore[misc]
+    dispatch: ClassVar = {
+        code: do for code, do in _PYTHON.dispatch.items() if bytes([code]) not in _REFUSED
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         """What a name stands for."""
         try:
@@ -76,8 +88,10 @@ def load_pickle(data: bytes, where: str) -> dict[str, Any]:
             raise pickle.UnpicklingError(f"it holds {type(content).__name__}")
         return {text(key): _plain(value) for key, value in content.items()}
     except Exception as error:  # damaged pickles raise whatever their damage leads to
+        known = str(error) and isinstance(error, pickle.UnpicklingError | ValueError)
+        why = error if known else "it is damaged or not whole"
         raise SourceError(
-            f"{where}: expected a pickled dictionary of arrays and lists: {error}"
+            f"{where}: expected a pickled dictionary of arrays and lists: {why}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A gzip file in, any range of what it inflates to out, best in rising order.
+"""Gzip files, mostly of tars: any range of what they inflate to, best in rising order.
 
 Reading goes forward at the speed of zlib with a few MiB of memory, whatever the size of the
 file. The scan leaves a point to start from every GiB of output (`Points`), so that a run that is
@@ -7,97 +7,36 @@ reads starts from the point before, so that a forward pass is quadratic in the d
 points, and it holds all points in memory, 32 KiB each.
 """
 
-import os
-import struct
 import sys
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.sources.index import Place
-from pipeline.sources.zlib_stream import GZIP, WINDOW, Inflate, InflateError
+from pipeline.sources.containers import Opened
+from pipeline.sources.containers.gzip_index import Point, Points, Sums
+from pipeline.sources.containers.zlib_stream import GZIP, Inflate, InflateError
+from pipeline.sources.index import Container, Place
 
 MAGIC = b"\x1f\x8b"
 SPACING = 1 << 30  # bytes of output between points
 _CHUNK = 1 << 20
 _TRAILER = 8  # bytes: checksum and length after a member's data
-_POINT = struct.Struct("<QQHH")  # output offset, input offset, bits, window size
-_CRC = struct.Struct("<I")  # of the record behind it
 
 
 class DamagedGzipError(SourceError):
     """Truncated or corrupt, whatever it holds."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """The border of a block: `bits` of the byte before `at` belong to the block that follows."""
-
-    output: int
-    at: int
-    bits: int
-    window: bytes
-
-
-class Points:
-    """Where inflating can start, on disk: one record a point, its window of fixed size, each under
-    a checksum. Bytes inflated with a wrong window look sound, as the checksum of a gzip stream
-    counts from its start: a damaged record is passed over for the point before it.
-    """
-
-    _record = _CRC.size + _POINT.size + WINDOW
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def clear(self) -> None:
-        """Begin anew."""
-        self.path.write_bytes(b"")
-
-    def add(self, point: Point) -> None:
-        """One more; they rise."""
-        head = _POINT.pack(point.output, point.at, point.bits, len(point.window))
-        record = head + point.window.ljust(WINDOW, b"\0")
-        with self.path.open("ab") as file:
-            file.write(_CRC.pack(zlib.crc32(record)) + record)
-
-    def sync(self) -> None:
-        """All of them are on the disk when this returns."""
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
-
-    def before(self, output: int) -> Point | None:
-        """The last sound one that is not after `output`."""
-        if not self.path.exists():
-            return None
-        with self.path.open("rb") as file:
-            for number in reversed(range(self.path.stat().st_size // self._record)):
-                file.seek(number * self._record + _CRC.size)
-                if _POINT.unpack(file.read(_POINT.size))[0] > output:
-                    continue
-                file.seek(number * self._record)
-                if (point := _parsed(file.read(self._record))) is not None:
-                    return point
-        return None
-
-
-def _parsed(data: bytes) -> Point | None:
-    """A record of `Points`; None if it is damaged."""
-    record = memoryview(data)[_CRC.size :]
-    if zlib.crc32(record) != _CRC.unpack_from(data)[0]:
-        return None
-    output, at, bits, size = _POINT.unpack_from(record)
-    return Point(output, at, bits, bytes(record[_POINT.size :][:size]))
-
-
 class Gunzip:
     """What a gzip file inflates to, as a file that is read forward. Members follow each other."""
 
-    def __init__(self, path: Path, points: Points | None = None) -> None:
-        """points: gets a point every SPACING bytes."""
-        self.path, self._points = path, points
+    def __init__(self, path: Path, points: Points | None = None, sums: Sums | None = None) -> None:
+        """points: gets a point every SPACING bytes; sums: what `sum_up` asks for."""
+        self.path, self._points, self._sums = path, points, sums
+        self._summed = (sys.maxsize, sys.maxsize)  # from, to
+        self._sum = 0  # of those of its bytes that have passed
         self._file = path.open("rb")
         self._buffer = bytearray(_CHUNK)
         self._inflate = Inflate(GZIP)
@@ -148,7 +87,20 @@ class Gunzip:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def sum_up(self, offset: int, size: int) -> None:
+        """Put the CRC-32 of these bytes into the sums once they have passed; of two ranges that
+        overlap, of the second one alone.
+        """
+        assert offset >= self._offset, (offset, self._offset)
+        self._summed, self._sum = (offset, offset + size), 0
+
     def _advance(self, count: int) -> None:
+        if self._sums is not None:
+            start, stop = (max(0, at - self._offset) for at in self._summed)
+            self._sum = zlib.crc32(self._ready[start : min(stop, count)], self._sum)
+            if stop <= count:
+                self._sums.add(self._summed[0], self._summed[1] - self._summed[0], self._sum)
+                self._summed = (sys.maxsize, sys.maxsize)
         self._ready = self._ready[count:]
         self._offset += count
 
@@ -219,36 +171,71 @@ def points_of(path: Path, folder: Path) -> Points:
     return Points(folder / f"{path.name}.points")
 
 
+def sums_of(path: Path, folder: Path) -> Sums:
+    """Those of the members of a gzip file, in the folder of the scan."""
+    return Sums(folder / f"{path.name}.sums")
+
+
 def is_gzip(path: Path) -> bool:
     """By its first bytes."""
     with path.open("rb") as file:
         return file.read(2) == MAGIC
 
 
-def open_gzip(path: Path, folder: Path) -> Callable[[Place], bytes]:
-    """A function that reads the place it is given; folder: where the scan left the points."""
-    points, stream = points_of(path, folder), Gunzip(path)
+@contextmanager
+def scanned_gzip(path: Path, folder: Path) -> Iterator[Gunzip]:
+    """The stream, which leaves in `folder` what reading it again needs; its end is checked."""
+    points, sums = points_of(path, folder), sums_of(path, folder)
+    points.clear()
+    sums.clear()
+    with Gunzip(path, points, sums) as stream:
+        yield stream
+        stream.finish()
+    points.sync()
+    sums.sync()
 
-    def read(place: Place) -> bytes:
-        nonlocal stream
-        if not 0 <= place.offset - stream.tell() < SPACING:
-            stream = _moved(stream, points, place.offset)
-        stream.seek(place.offset)
-        data = stream.read(place.size)
-        if len(data) < place.size:
-            raise SourceError(f"{path} has become shorter since it was indexed")
+
+class GzipReader(Opened):
+    """Members are byte ranges of what the file inflates to, best read in rising order."""
+
+    by_parent, anywhere = True, False
+
+    def __init__(self, path: Path, container: Container, folder: Path) -> None:
+        super().__init__(path, container, folder)
+        self._points, self._sums = points_of(path, folder), sums_of(path, folder)
+        self._stream = Gunzip(path)
+
+    def read(self, place: Place) -> bytes:
+        """A member, found to be what was indexed."""
+        data = self.inflate(place.offset, place.size)
+        if self._sums.find(place.offset, place.size) != zlib.crc32(data):
+            raise SourceError(
+                f"{self.path}: {place.member} has other bytes than when it was indexed: "
+                "the file, its disk or the memory is damaged; check it with `gzip -t`, then start "
+                "over with --overwrite"
+            )
         return data
 
-    return read
+    def inflate(self, offset: int, size: int) -> bytes:
+        """Any bytes of the stream, unchecked."""
+        if not 0 <= offset - self._stream.tell() < SPACING:
+            self._move_to(offset)
+        self._stream.seek(offset)
+        data = self._stream.read(size)
+        if len(data) < size:
+            raise SourceError(f"{self.path} has become shorter since it was indexed")
+        return data
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._stream.close()
 
-def _moved(stream: Gunzip, points: Points, offset: int) -> Gunzip:
-    """A stream not after `offset`: from a point, as it is, or from the start of the file."""
-    point = points.before(offset)
-    if offset >= stream.tell() and (point is None or point.output <= stream.tell()):
-        return stream
-    stream.close()
-    stream = Gunzip(stream.path)
-    if point is not None:
-        stream.start_at(point)
-    return stream
+    def _move_to(self, offset: int) -> None:
+        """A stream not after `offset`: from a point, as it is, or from the start of the file."""
+        stream, point = self._stream, self._points.before(offset)
+        if offset >= stream.tell() and (point is None or point.output <= stream.tell()):
+            return
+        stream.close()
+        self._stream = Gunzip(self.path)
+        if point is not None:
+            self._stream.start_at(point)

@@ -39,7 +39,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     if not found:
         _refuse_likely_splits(root, folders)
         _refuse_splits_within(root, folders)
-        _say_what_is_alike(root, folders)
+        _warn_of_likeness(root, folders)
         return {}
     if stray := [folder.name for folder in folders if not split_of(folder.name)]:
         named = sorted(name for names in found.values() for name in names)
@@ -120,7 +120,7 @@ def _refuse_splits_within(root: Path, folders: list[Path]) -> None:
             )
 
 
-def _say_what_is_alike(root: Path, folders: list[Path]) -> None:
+def _warn_of_likeness(root: Path, folders: list[Path]) -> None:
     """Folders that hold the same folders are rarely classes: years, domains, folds."""
     inner = [frozenset(f.name for f in subfolders(folder)) for folder in folders[:_LOOKED_AT]]
     if len(inner) > 1 and len(set(inner)) == 1 and len(inner[0]) > 1 and _of_folders(folders[0]):

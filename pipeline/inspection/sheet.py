@@ -1,4 +1,4 @@
-"""A prepared directory in, a PNG contact sheet out: originals, rebuilt images, planes."""
+"""Draws a contact sheet of a prepared directory: originals, rebuilt images, planes."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pipeline.format.manifest import Manifest
 from pipeline.planes.imaging import load
 from pipeline.planes.splitter import Splitter
 from pipeline.sources.index import SPLITS, Container, Place
-from pipeline.sources.reading import FED, Feeder, Reader
+from pipeline.sources.reading import read_alone
 from pipeline.stage import samples
 from pipeline.stage.messages import ERROR_UNIT
 from pipeline.stage.statistics import psnr
@@ -153,15 +153,14 @@ def _row(
 def _original(
     found: Manifest, place: Place, containers: list[Container]
 ) -> NDArray[np.uint8] | None:
-    """The source image, resized; None if the source has gone, or is a gzip stream: to find one
-    image in it all before would have to be read again.
+    """The source image, resized; None if the source has gone, or would have to be read again from
+    its start.
     """
-    root, container = Path(found.source), containers[place.file]
-    reader = Feeder(root, containers, root) if container.kind in FED else Reader(root, containers)
-    if container.kind == "gzip":
-        return None
     try:
-        return _rgb(load(reader.read(place), found.preparation, container.shape)[0])
+        data = read_alone(Path(found.source), containers, place)
+        if data is None:
+            return None
+        return _rgb(load(data, found.preparation, containers[place.file].shape)[0])
     except (SourceError, OSError, BadImageError):
         return None
 

@@ -1,4 +1,4 @@
-"""A beton or a prepared directory in, a description out: a dictionary, and lines of text."""
+"""Describes a beton or a prepared directory, as a dictionary and as lines of text."""
 
 from pathlib import Path
 from typing import Any

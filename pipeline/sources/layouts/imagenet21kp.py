@@ -6,15 +6,17 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.alike import refuse_unknown
-from pipeline.sources.base import Source
-from pipeline.sources.class_tars import scanned
-from pipeline.sources.find import few_subfolders, only, subfolders
-from pipeline.sources.folders import class_folder_names, class_images
-from pipeline.sources.index import Scan
-from pipeline.sources.names import class_names
-from pipeline.sources.tar import Member, first_members, walk
-from pipeline.sources.tar import class_images as packed_images
+from pipeline.sources.classes import class_names, refuse_unknown
+from pipeline.sources.containers.tar import (
+    first_members,
+    images_of_class,
+    iter_members,
+    scanned_tar,
+)
+from pipeline.sources.find import few_subfolders, single, subfolders
+from pipeline.sources.index import Member
+from pipeline.sources.layouts.folders import add_class_folders, class_folder_names
+from pipeline.sources.scan import Scan, Source
 
 SPLITS = {"imagenet21k_train": "train", "imagenet21k_val": "val"}
 SMALL = "imagenet21k_small_classes"
@@ -27,7 +29,7 @@ class ImageNet21KP(Source):
     """`imagenet21k_{train,val}/<wnid>/*`; the small classes are left out. Labels: sorted wnids."""
 
     layout = "imagenet21k-p"
-    looks_like = f"a folder with {TRAIN}, {VAL} and {SMALL}, or the folder that holds it"
+    accepts = f"a folder with {TRAIN}, {VAL} and {SMALL}, or the folder that holds it"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -36,23 +38,15 @@ class ImageNet21KP(Source):
 
     def scan(self, scan: Scan) -> None:
         """Train, then val, each sorted by class and name."""
-        tree = only(self.root, _trees(self.root))
+        tree = single(self.root, _trees(self.root))
         names = [folder.name for folder in subfolders(tree)]
         _refuse_half(tree, names)
         if other := sorted(set(names) - set(SPLITS)):
             log.warning("%s: left out: %s", tree, some(other))
-        scan.saw(tree)
+        scan.track(tree)
         classes = class_folder_names(tree / TRAIN)
         for name, split in SPLITS.items():
-            folder = tree / name
-            found = class_folder_names(folder, scan.junk)
-            refuse_unknown(folder, found, classes, TRAIN)
-            scan.saw(folder)
-            file = scan.container(folder, "folder")
-            for key in found:
-                images = class_images(folder / key, scan, required=split == "train")
-                rows = [(path, f"{key}/{path}", 0, 0) for path in images]
-                scan.add_class(key, rows, file, split)
+            add_class_folders(scan, tree / name, split, classes, TRAIN)
         scan.finish(classes, class_names(tree))
 
 
@@ -60,7 +54,7 @@ class ImageNet21KPTar(Source):
     """The same in one archive, plain or in gzip."""
 
     layout = "imagenet21k-p-tar"
-    looks_like = f"a .tar or .tar.gz of {TRAIN}, {VAL} and {SMALL}"
+    accepts = f"a .tar or .tar.gz of {TRAIN}, {VAL} and {SMALL}"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -74,8 +68,8 @@ class ImageNet21KPTar(Source):
         """As packed."""
         done: dict[_Place, None] = {}
         left_out = 0
-        with scanned(self.root, scan) as (stream, file):
-            members = walk(stream, str(self.root), junk=scan.junk)
+        with scanned_tar(self.root, scan) as (stream, file):
+            members = iter_members(stream, str(self.root), junk=scan.junk)
             for place, group in groupby(self._placed(members), key=lambda pair: pair[0]):
                 if place is None:
                     left_out += sum(1 for _ in group)
@@ -85,7 +79,7 @@ class ImageNet21KPTar(Source):
                 if place in done:
                     raise SourceError(f"{where} comes in two places: pack it sorted by folders")
                 done[place] = None
-                images = packed_images([member for _, member in group], where)
+                images = images_of_class([member for _, member in group], where)
                 scan.add_class(key, images, file, split)
         if left_out:
             log.warning("%s: left out: %d files of %s or of no class", self.root, left_out, SMALL)

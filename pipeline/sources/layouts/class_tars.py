@@ -1,19 +1,23 @@
 """ImageNet-21K and its like: a tar for each class, in a folder or in one large archive."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.base import Source
+from pipeline.sources.classes import FILES, class_names
+from pipeline.sources.containers.tar import (
+    Stream,
+    first_members,
+    images_of_class,
+    iter_members,
+    open_tar,
+    scanned_tar,
+    tars_in,
+)
 from pipeline.sources.find import subfolders
-from pipeline.sources.gzipped import Gunzip, is_gzip, points_of
-from pipeline.sources.index import Scan
 from pipeline.sources.junk import visible
-from pipeline.sources.levels import refuse_split_tar, refuse_split_tars
-from pipeline.sources.names import FILES, class_names
-from pipeline.sources.tar import Stream, class_images, first_members, open_tar, tars_in, walk
+from pipeline.sources.scan import Scan, Source
+from pipeline.sources.split_names import refuse_split_tar, refuse_split_tars
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +26,7 @@ class ClassTars(Source):
     """A folder of `<class>.tar`. Labels: sorted names. All images are train."""
 
     layout = "class-tars"
-    looks_like = "a folder with <class>.tar for each class (all train), as of ImageNet-21K"
+    accepts = "a folder with <class>.tar for each class (all train), as of ImageNet-21K"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -34,20 +38,20 @@ class ClassTars(Source):
         tars = tars_in(self.root)
         taken = {path.name for path in tars}
         names = {entry.name for entry in visible(self.root, scan.junk)}
-        _say_left_out(str(self.root), sorted(names - {*FILES} - taken))
-        scan.saw(self.root)
+        _warn_left_out(str(self.root), sorted(names - {*FILES} - taken))
+        scan.track(self.root)
         refuse_split_tars(self.root, [path.stem for path in tars])
         for path in tars:
             with open_tar(path) as stream:
-                members = list(walk(stream, str(path), junk=scan.junk))
+                members = list(iter_members(stream, str(path), junk=scan.junk))
             if any(member.name.endswith(".tar") for member in members):
                 raise SourceError(
                     f"{path} holds tars, not the images of a class: if it is the archive of all "
                     f"classes, use --source {path}"
                 )
             refuse_split_tar(self.root, path.stem, [member.name for member in members])
-            file = scan.container(path, "bytes")
-            scan.add_class(path.stem, class_images(members, str(path)), file)
+            file = scan.container(path, "tar")
+            scan.add_class(path.stem, images_of_class(members, str(path)), file)
         scan.finish(names=class_names(self.root))
 
 
@@ -55,7 +59,7 @@ class WholeTar(Source):
     """A tar of `<class>.tar`, plain or in gzip. Labels: sorted names. All images are train."""
 
     layout = "whole-tar"
-    looks_like = (
+    accepts = (
         "a .tar or .tar.gz of <class>.tar (all train), as winter21_whole.tar.gz of ImageNet-21K"
     )
 
@@ -66,31 +70,16 @@ class WholeTar(Source):
 
     def scan(self, scan: Scan) -> None:
         """As packed."""
-        with scanned(self.root, scan) as (stream, file):
+        with scanned_tar(self.root, scan) as (stream, file):
             scan_inner_tars(stream, self.root, scan, file)
         scan.finish(names=class_names(self.root.parent))
-
-
-@contextmanager
-def scanned(path: Path, scan: Scan) -> Iterator[tuple[Stream, int]]:
-    """(stream of an archive, plain or in gzip, number of its container)."""
-    if is_gzip(path):
-        points = points_of(path, scan.folder)
-        points.clear()
-        with Gunzip(path, points) as gunzip:
-            yield gunzip, scan.container(path, "gzip")
-            gunzip.finish()
-            points.sync()
-    else:
-        with path.open("rb") as stream:
-            yield stream, scan.container(path, "bytes")
 
 
 def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[str]:
     """List the images of every `<class>.tar` in the tar that `stream` is; the classes."""
     classes: set[str] = set()
     left_out = []
-    for outer in walk(stream, str(path), junk=scan.junk):
+    for outer in iter_members(stream, str(path), junk=scan.junk):
         if not outer.name.endswith(".tar"):
             left_out.append(outer.name)
             continue
@@ -98,15 +87,15 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
         if outer.stem in classes:
             raise SourceError(f"{where} comes twice in it")
         classes.add(outer.stem)
-        members = list(walk(stream, where, outer.offset, outer.size, junk=scan.junk))
-        scan.add_class(outer.stem, class_images(members, where, f"{outer.name}/"), file)
+        members = list(iter_members(stream, where, outer.offset, outer.size, junk=scan.junk))
+        scan.add_class(outer.stem, images_of_class(members, where, outer.name), file)
     if not classes:
-        raise SourceError(f"{path} holds no <class>.tar; {WholeTar.looks_like}")
+        raise SourceError(f"{path} holds no <class>.tar; {WholeTar.accepts}")
     refuse_split_tars(path, sorted(classes))
-    _say_left_out(str(path), left_out)
+    _warn_left_out(str(path), left_out)
     return classes
 
 
-def _say_left_out(where: str, names: list[str]) -> None:
+def _warn_left_out(where: str, names: list[str]) -> None:
     if names:
         log.warning("%s: left out, as they are no <class>.tar: %s", where, some(names))

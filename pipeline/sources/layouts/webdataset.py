@@ -7,13 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.base import Source
+from pipeline.sources.classes import numbered_classes
+from pipeline.sources.containers.tar import first_members, iter_members, open_tar, tars_in
 from pipeline.sources.find import gaps, natural, subfolders, visible_files
-from pipeline.sources.index import Scan
-from pipeline.sources.levels import SPLIT_NAMES
-from pipeline.sources.names import numbered_classes
-from pipeline.sources.tar import first_members, open_tar, tars_in, walk
-from pipeline.sources.wds_samples import looks_packed, samples
+from pipeline.sources.layouts.wds_samples import looks_packed, samples
+from pipeline.sources.scan import Scan, Source
+from pipeline.sources.split_names import SPLIT_NAMES
 
 _SPLIT = re.compile(rf"(?<![a-z])({'|'.join(SPLIT_NAMES)})(?![a-z])")
 _LOOKED_AT = 1 << 16  # files of a tar, to find out whether they are samples
@@ -24,7 +23,7 @@ class WebDataset(Source):
     """Tars of samples. Labels: the numbers in `.cls` or `.txt`, or `label` or `cls` in `.json`."""
 
     layout = "webdataset"
-    looks_like = (
+    accepts = (
         "WebDataset: a folder with *.tar of <key>.{jpg,png,webp,…} and <key>.{cls,json,txt}; train "
         "or val in the names of the tars, or of the folders train/ and val/ (neither: all train)"
     )
@@ -41,7 +40,7 @@ class WebDataset(Source):
     def scan(self, scan: Scan) -> None:
         """Train, then val; shards by their numbers; samples as packed."""
         for folder in (self.root, *subfolders(self.root)):
-            scan.saw(folder)
+            scan.track(folder)
         if other := _left_out(self.root):
             log.warning("%s: left out, as they are no shards: %s", self.root, some(other))
         counts: Counter[int] = Counter()
@@ -87,7 +86,7 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
         if split in found:
             found[split].append(shard)
     if not any(found.values()):
-        raise SourceError(f"{root} has no tars of train or val; {WebDataset.looks_like}")
+        raise SourceError(f"{root} has no tars of train or val; {WebDataset.accepts}")
     return found
 
 
@@ -100,14 +99,13 @@ def _scan_shard(shard: Path, split: str, root: Path, scan: Scan, counts: Counter
     """List the samples of a shard. counts: of each label so far, which give the ranks: sorting
     the names of a class over all shards would take them all into memory.
     """
-    file = scan.container(shard, "bytes")
+    file = scan.container(shard, "tar")
     with open_tar(shard) as stream:
-        members = list(walk(stream, str(shard), junk=scan.junk))
+        members = list(iter_members(stream, str(shard), junk=scan.junk))
         found = samples(members, stream.fileno(), shard)
     stem = os.path.relpath(shard, root)[: -len(".tar")]
     stem = stem.removeprefix(f"{split}/")
     for sample in found:
-        image, label = sample.image, sample.label
-        place = {"offset": image.offset, "size": image.size, "rank": counts[label]}
+        name, label = f"{stem}/{sample.key}", sample.label
+        scan.add(split, str(label), name, file, sample.image, counts[label])
         counts[label] += 1
-        scan.add(split, str(label), f"{stem}/{sample.key}", file, member=image.name, **place)

@@ -1,8 +1,5 @@
-"""A file of a CIFAR archive in, its labels or pixels out, checked."""
+"""CIFAR-10 and CIFAR-100: the archives that their author publishes, or the folders in them."""
 
-import gzip
-import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.pickles import load_pickle, text
+from pipeline.sources.containers.labelled import Arrays, Labelled
+from pipeline.sources.containers.pickles import load_pickle, text
+from pipeline.sources.containers.tar import contents
 
-PIXELS = 32 * 32 * 3  # bytes of an image: planes red, green, blue
-DAMAGE = (EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile)
-_LARGEST_FILE = 1 << 30  # bytes; the largest of theirs has 154 million
+_SIDE, _PIXELS = 32, 32 * 32 * 3  # px, and bytes of an image: planes red, green, blue
 
 
 @dataclass(frozen=True)
@@ -65,38 +62,43 @@ BINARY = (
 VARIANTS = (*PYTHON, *BINARY)
 
 
-def files(path: Path, variant: Variant, wanted: set[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files that are in a folder or archive, one pass over it."""
+def load(variant: Variant, path: Path) -> Arrays:
+    """All of an archive or folder, in one pass; SourceError for what is missing or damaged."""
+    names: list[str] = []
+    found = {}
+    for name, data in _files(path, variant):
+        where = str(path / name) if path.is_dir() else f"{path}: {variant.folder}/{name}"
+        if name == variant.names:
+            names = _class_names(data, variant, where)
+        else:
+            split = "val" if name == variant.test else "train"
+            pixels, labels = _content(data, variant, where)
+            found[name] = Labelled(split, pixels, labels)
+            found[name].check(variant.classes, where, ", one a row of pixels")
+    order = (*variant.train, variant.test)
+    there = found.keys() | ({variant.names} if names else set())
+    if missing := sorted({*order, variant.names} - there):
+        raise SourceError(f"{path} lacks {some(missing)} of CIFAR-{variant.classes}")
+    paths = [path / name for name in (*order, variant.names)] if path.is_dir() else [path]
+    return Arrays({name: found[name] for name in order}, names, paths)
+
+
+def _files(path: Path, variant: Variant) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files that are there."""
+    wanted = {*variant.train, variant.test, variant.names}
     if path.is_dir():
         for name in sorted(wanted):
             if (path / name).is_file():
                 yield name, (path / name).read_bytes()
-        return
-    inner = {(variant.folder, name) for name in wanted}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                tail = PurePosixPath(member.name).parts[-2:]
-                if member.isfile() and tail in inner:
-                    yield tail[1], _extracted(tar, member, path)
-    except DAMAGE as error:
-        raise SourceError(
-            f"{path} is damaged or not whole, expected {variant.archive}: {error}"
-        ) from error
+    else:
+        inside = {(variant.folder, name) for name in wanted}
+        known = lambda member: PurePosixPath(member.name).parts[-2:] in inside
+        for member, data in contents(path, known):
+            yield member.base, data
 
 
-def read_rows(path: Path, inner: str, form: str) -> NDArray[np.uint8]:
-    """The pixels of a file, or of the file `inner` of an archive: (rows, 3072)."""
-    variant = next(v for v in VARIANTS if v.form == form)
-    where = f"{path}: {inner}" if inner else str(path)
-    name = PurePosixPath(inner or path.name).name
-    for _, data in files(path if inner else path.parent, variant, {name}):
-        return pixels(data, variant, where)
-    raise SourceError(f"{where} is no longer there")
-
-
-def class_list(data: bytes, variant: Variant, where: str) -> list[str]:
-    """Names of the classes, by label."""
+def _class_names(data: bytes, variant: Variant, where: str) -> list[str]:
+    """By label."""
     if variant.names_key:
         names = _entry(load_pickle(data, where), variant.names_key, where)
     else:
@@ -110,55 +112,32 @@ def class_list(data: bytes, variant: Variant, where: str) -> list[str]:
     return [text(name) for name in names]
 
 
-def labels(data: bytes, variant: Variant, where: str) -> list[int]:
-    """Checked against the pixels and against the number of classes."""
+def _content(data: bytes, variant: Variant, where: str) -> tuple[NDArray[np.uint8], list[int]]:
+    """Pixels (rows, 32, 32, 3) and labels of a file."""
     if variant.label_key:
         content = load_pickle(data, where)
-        rows = len(_matrix(content, where))
-        found = _numbers(_entry(content, variant.label_key, where), where)
+        pixels = _matrix(content, where)
+        labels = _numbers(_entry(content, variant.label_key, where), where)
     else:
         records = _records(data, variant, where)
-        rows, found = len(records), records[:, variant.label_bytes - 1].tolist()
-    if len(found) != rows:
-        raise SourceError(f"{where} has {len(found)} labels, expected {rows}, one a row of pixels")
-    for row, label in enumerate(found):
-        if not 0 <= label < variant.classes:
-            raise SourceError(
-                f"{where}: row {row} has label {label}, expected 0 to {variant.classes - 1}"
-            )
-    return found
-
-
-def pixels(data: bytes, variant: Variant, where: str) -> NDArray[np.uint8]:
-    """(rows, 3072): the planes of each image."""
-    if variant.label_key:
-        return _matrix(load_pickle(data, where), where)
-    return _records(data, variant, where)[:, variant.label_bytes :]
-
-
-def _extracted(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
-    if member.size > _LARGEST_FILE:
-        raise SourceError(
-            f"{path}: {member.name} has {member.size:,} bytes, expected at most {_LARGEST_FILE:,}"
-        )
-    file = tar.extractfile(member)
-    assert file is not None  # it is a regular file
-    return file.read()
+        pixels = records[:, variant.label_bytes :]
+        labels = records[:, variant.label_bytes - 1].tolist()
+    return pixels.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1), labels
 
 
 def _matrix(content: dict[str, Any], where: str) -> NDArray[np.uint8]:
     data = _entry(content, "data", where)
     shape = getattr(data, "shape", None)
-    if shape != (len(data), PIXELS) or data.dtype != np.uint8:
+    if shape != (len(data), _PIXELS) or data.dtype != np.uint8:
         raise SourceError(
-            f"{where}: data has shape {shape}, expected (rows, {PIXELS}) of unsigned bytes"
+            f"{where}: data has shape {shape}, expected (rows, {_PIXELS}) of unsigned bytes"
         )
     return np.asarray(data, np.uint8)
 
 
 def _records(data: bytes, variant: Variant, where: str) -> NDArray[np.uint8]:
     """(rows, label bytes + 3072)."""
-    size = variant.label_bytes + PIXELS
+    size = variant.label_bytes + _PIXELS
     if len(data) % size or not data:
         raise SourceError(
             f"{where} has {len(data):,} bytes, expected a multiple of {size}: it is not whole"

@@ -1,19 +1,16 @@
 """ImageNet-1K as image-net.org hands it out: two tars, and a devkit that says what val shows."""
 
-import io
 import logging
-import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
-from pipeline.sources.base import Source
-from pipeline.sources.class_tars import scan_inner_tars
+from pipeline.sources.classes import class_names
+from pipeline.sources.containers.matlab import Value, table
+from pipeline.sources.containers.tar import contents, iter_members, open_tar, refuse_twice
 from pipeline.sources.find import refuse_broken_link
-from pipeline.sources.index import Scan
-from pipeline.sources.names import class_names
-from pipeline.sources.tar import Member, open_tar, refuse_twice, walk
+from pipeline.sources.layouts.class_tars import scan_inner_tars
+from pipeline.sources.scan import Scan, Source
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -35,7 +32,7 @@ class IlsvrcTars(Source):
     """The tars of ILSVRC 2012. Labels: sorted wnids, not the ids of the devkit."""
 
     layout = "ilsvrc-tars"
-    looks_like = f"a folder with {TRAIN}, {VAL} and {DEVKIT} (train alone needs only the first)"
+    accepts = f"a folder with {TRAIN}, {VAL} and {DEVKIT} (train alone needs only the first)"
 
     @classmethod
     def recognises(cls, root: Path) -> bool:
@@ -50,8 +47,8 @@ class IlsvrcTars(Source):
         if not train.is_file():
             raise SourceError(f"{self.root} has {VAL} but no {TRAIN}: download it, too{_FROM}")
         devkit = self._devkit(needed=val.is_file())
-        scan.saw(self.root)
-        file = scan.container(train, "bytes")
+        scan.track(self.root)
+        file = scan.container(train, "tar")
         with open_tar(train) as stream:
             classes = scan_inner_tars(stream, train, scan, file)
         if devkit is not None and val.is_file():
@@ -79,7 +76,7 @@ _FROM = " from image-net.org (ILSVRC 2012, after registering)"
 def _scan_val(path: Path, devkit: Devkit, scan: Scan) -> None:
     """The line of the ground truth is the place of an image among the sorted names."""
     with open_tar(path) as stream:
-        members = list(walk(stream, str(path), junk=scan.junk))
+        members = list(iter_members(stream, str(path), junk=scan.junk))
     refuse_twice((member.base for member in members), str(path))
     if len(members) != len(devkit.truth):
         raise SourceError(
@@ -87,9 +84,9 @@ def _scan_val(path: Path, devkit: Devkit, scan: Scan) -> None:
             "both have to be complete, download them again"
         )
     key_of = dict(zip(sorted(m.base for m in members), _keys(devkit), strict=True))
-    file = scan.container(path, "bytes")
+    file = scan.container(path, "tar")
     for member in members:
-        _add_val(scan, key_of[member.base], member, file)
+        scan.add("val", key_of[member.base], member.base, file, member)
 
 
 def _keys(devkit: Devkit) -> list[str]:
@@ -100,24 +97,15 @@ def _keys(devkit: Devkit) -> list[str]:
     return [devkit.wnids[number] for number in devkit.truth]
 
 
-def _add_val(scan: Scan, key: str, member: Member, file: int) -> None:
-    name, offset, size = member.base, member.offset, member.size
-    scan.add("val", key, name, file, member=member.name, offset=offset, size=size)
-
-
 def read_devkit(path: Path) -> Devkit:
     """The devkit from its archive, which stays packed."""
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    files = _files(path)
+    files = {m.base: data for m, data in contents(path, lambda m: m.base in (META, TRUTH))}
     try:
-        synsets = loadmat(io.BytesIO(files[META]), squeeze_me=True)["synsets"]
-        rows = [(int(s["ILSVRC2012_ID"]), str(s["WNID"]), str(s["words"])) for s in synsets]
+        rows = [_synset(row) for row in table(files[META], "synsets")]
         truth = [int(line) for line in files[TRUTH].split()]
     except KeyError as error:
         raise SourceError(f"{path} lacks {error.args[0]}: download it again{_FROM}") from error
-    except (MatReadError, ValueError, TypeError, LookupError, EOFError, zlib.error) as error:
+    except ValueError as error:
         raise SourceError(f"{path} cannot be read ({error}): download it again{_FROM}") from error
     leaves = [row for row in rows if row[0] <= LEAVES]
     return Devkit(
@@ -125,16 +113,9 @@ def read_devkit(path: Path) -> Devkit:
     )
 
 
-def _files(path: Path) -> dict[str, bytes]:
-    """The content of META and TRUTH, as far as they are there."""
-    found = {}
-    try:
-        with tarfile.open(path) as tar:
-            for entry in tar:
-                name = entry.name.rsplit("/", 1)[-1]
-                content = tar.extractfile(entry) if name in (META, TRUTH) else None
-                if content is not None:
-                    found[name] = content.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise SourceError(f"{path} cannot be read ({error}): download it again{_FROM}") from error
-    return found
+def _synset(row: dict[str, Value]) -> tuple[int, str, str]:
+    number, wnid, words = row["ILSVRC2012_ID"], row["WNID"], row["words"]
+    texts = isinstance(wnid, str) and isinstance(words, str)
+    if not (texts and isinstance(number, float) and number.is_integer()):
+        raise ValueError(f"a synset of {number}, {wnid}, {words}")
+    return int(number), str(wnid), str(words)

@@ -1,4 +1,4 @@
-"""The files of a WebDataset shard in, its samples out: which image, with which label.
+"""Finds the samples of a WebDataset shard: which file is an image, which its label.
 
 The rule of the format: a key ends at the first dot of a name, `<key>.jpg` and `<key>.cls` make a
 sample. Two other ways to name files are about and are read where all files of a shard fit:
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError, some
-from pipeline.sources.tar import Member
+from pipeline.sources.index import Member
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif")
 LABELS = ("cls", "json", "cls2", "txt")  # the first that is there and says something counts
