@@ -34,6 +34,7 @@ from tests.conftest import (
 )
 from trainer.data.loader import ShardLoader
 from trainer.data.selection import Prepared
+from trainer.record.weights import load_weights, save_weights
 from trainer.run.evaluate import evaluate
 
 pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
@@ -338,6 +339,57 @@ def test_the_ensemble_is_measured_and_predicts(runs: Path, data: Path, source: P
     gone = spectral_here("predict", "--runs", runs, "nowhere.jpg")
     assert gone.returncode == 1
     assert "nowhere.jpg" in gone.stderr
+
+
+def test_weights_are_not_used_for_a_network_trained_since(
+    runs: Path, data: Path, source: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(runs, tmp_path / "runs"))
+    assert spectral_here("ensemble", "--data", data / SUB4, "--runs", copy).returncode == 0
+    image = source / "val" / "class_0" / "000.jpg"
+    assert spectral_here("predict", "--runs", copy, image).returncode == 0
+    path = copy / SUB4 / LABEL / "shard_00" / "best.safetensors"
+    found = load_weights(path)
+    save_weights(path, {n: v * 1 + (v.ndim > 1) for n, v in found.tensors.items()}, found.facts)
+    done = spectral_here("predict", "--runs", copy, image)
+    assert done.returncode == 1
+    assert "shard_00 was trained again after its weight" in done.stderr
+    assert spectral_here("ensemble", "--data", data / SUB4, "--runs", copy).returncode == 0
+    assert spectral_here("predict", "--runs", copy, image).returncode == 0
+
+
+def test_networks_that_know_nothing_are_averaged(
+    runs: Path, data: Path, source: Path, tmp_path: Path
+) -> None:
+    """Whose answers are against the truth: no weight that is not negative helps."""
+    copy = Path(shutil.copytree(runs, tmp_path / "runs"))
+    for path in copy.rglob("best.safetensors"):
+        found = load_weights(path)
+        (head,) = (name for name, value in found.tensors.items() if value.ndim == 2)
+        last = (head, head.replace("weight", "bias"))
+        turned = {n: -v if n in last else v for n, v in found.tensors.items()}
+        save_weights(path, turned, found.facts)
+    done = spectral_here("ensemble", "--data", data / SUB4, "--runs", copy, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "learned weights are all 0" in done.stderr
+    assert set(json.loads(done.stdout)["fused"]) == {"average", "geometric"}
+    done = spectral_here("predict", "--runs", copy, source / "val" / "class_0" / "000.jpg")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_chose_the_epochs_is_not_what_the_fusion_is_measured_on(tmp_path: Path) -> None:
+    """Without calib but with a test split, val chooses; figures are of test."""
+    root = write_class_folders(tmp_path / "source", {"train": 20, "val": 6, "test": 4})
+    done = spectral_here("prepare", "toy", "--source", root, "--size", 32, "--splits", 4,
+                         "--calib", 0, "--out", tmp_path / "data")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for k in range(2):
+        assert train(tmp_path / "data", tmp_path / "runs", "--shard", k).returncode == 0
+    command = ("ensemble", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
+    found = json.loads(spectral_here(*command, "--json").stdout)
+    assert (found["fitted_on"], found["measured_on"]) == ("val", "test")
+    assert found["fused"]["learned"]["samples"] == 12
+    assert "on test (12 images)" in spectral_here(*command).stdout
 
 
 def test_missing_and_foreign_shards_are_said(runs: Path, data: Path, tmp_path: Path) -> None:

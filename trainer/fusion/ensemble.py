@@ -15,9 +15,10 @@ from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import write_json
 from pipeline.format import manifest
 from trainer.data.loader import ShardLoader
-from trainer.data.selection import Prepared
+from trainer.data.selection import Prepared, selection_split
 from trainer.fusion import fuse
 from trainer.record.rundir import RunDir
+from trainer.record.weights import identity
 from trainer.run.evaluate import metrics, predict_split
 from trainer.run.network import load_predictor, recipe_of
 
@@ -67,19 +68,28 @@ def finished_runs(group: Path, data: Prepared) -> dict[int, RunDir]:
 def ensemble(
     data: Prepared, group: Path, device: torch.device, progress_bar: ProgressBar
 ) -> dict[str, Any]:
-    """Each network and each way to fuse them, measured on val; written to ensemble.json."""
-    splits = [split for split in ("calib", "val") if data.manifest.written(split)]
-    if "val" not in splits:
-        log.warning("%s has no val split: nothing is measured", data.directory)
+    """Each network and each way to fuse them, in ensemble.json: weights are fitted on the split
+    that the best epochs were chosen by, and measured on one that nothing was chosen by.
+    """
+    fitted = selection_split(data.manifest)
+    measured_on = "test" if fitted == "val" else "val"
+    splits = [split for split in (fitted, measured_on) if split and data.manifest.written(split)]
+    if measured_on not in splits:
+        log.warning("%s has no %s split: nothing is measured", data.directory, measured_on)
     runs = finished_runs(group, data)
     found = _all_logits(data, runs, splits, device, progress_bar)
-    calib, val = found.get("calib"), found.get("val")
+    calib, val = found.get(str(fitted)), found.get(measured_on)
     weights = _all_weights(calib, len(runs))
     result: dict[str, Any] = {
         "data": data.described,
         "recipe": group.name,
+        "fitted_on": fitted,
+        "measured_on": measured_on if val is not None else None,
         "missing": sorted(set(range(data.manifest.preparation.splits)) - set(runs)),
-        "shards": [_shard_row(k, i, calib, val) for i, k in enumerate(runs)],
+        "shards": [
+            _shard_row(k, i, calib, val) | {"digest": identity(run.best)}
+            for i, (k, run) in enumerate(runs.items())
+        ],
         "fused": {},
     }
     for method, (vector, note) in weights.items():
@@ -124,11 +134,18 @@ def _all_weights(
         "average": (fuse.average(networks), {})
     }
     if calib is None:
-        log.warning("calib is empty: only the average can be fused without looking at val")
+        log.warning("no split is left to fit weights on: only the average is fused")
         return weights
     geometric, q = fuse.geometric(*calib)
     weights["geometric"] = (geometric, {"q": q})
-    weights["learned"] = (fuse.learned(*calib), {})
+    learned = fuse.learned(*calib)
+    if learned.any():
+        weights["learned"] = (learned, {})
+    else:  # no combination is better than equal odds for all classes
+        log.warning(
+            "learned weights are all 0, as no network knows anything of the split that they are "
+            "fitted on: train longer; the average is used"
+        )
     return weights
 
 
@@ -139,5 +156,5 @@ def _measure(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str
 def _shard_row(k: int, i: int, calib: _Split | None, val: _Split | None) -> dict[str, Any]:
     row = {"shard": k, **({} if val is None else _measure(val[0][i], val[1]))}
     if calib is not None:
-        row["calib_top1"] = fuse.top1(calib[0][i], calib[1])
+        row["fitted_top1"] = fuse.top1(calib[0][i], calib[1])
     return row

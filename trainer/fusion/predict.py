@@ -15,6 +15,7 @@ from trainer.fusion import fuse
 from trainer.fusion.ensemble import NAME
 from trainer.process.device import pick_device
 from trainer.record.rundir import RunDir
+from trainer.record.weights import identity
 from trainer.run.network import load_predictor
 
 
@@ -22,8 +23,11 @@ class Classifier:
     """The fused network of one group of runs; weights from `spectral ensemble`."""
 
     def __init__(self, group: Path, device: torch.device) -> None:
-        shards, weights = _fused_weights(group)
-        runs = {k: RunDir.of(group, k) for k, w in zip(shards, weights, strict=True) if w > 0}
+        rows, weights = _fused_weights(group)
+        used = [row for row, w in zip(rows, weights, strict=True) if w > 0]
+        runs = {row["shard"]: RunDir.of(group, row["shard"]) for row in used}
+        for row in used:
+            _check_same(runs[row["shard"]], row["digest"])
         self._weights = np.array([w for w in weights if w > 0])
         self.data = manifest.load(next(iter(runs.values())).path)
         self._device = device
@@ -58,8 +62,17 @@ class Classifier:
         return np.stack(found)
 
 
-def _fused_weights(group: Path) -> tuple[list[int], list[float]]:
-    """Shards and their weights: learned where there was a calib split, else the average."""
+def _check_same(run: RunDir, digest: str) -> None:
+    """Weights are of no use for a network that was trained after they were fitted."""
+    if identity(run.best) != digest:
+        raise ConfigError(
+            f"{run.path} was trained again after its weight in {NAME} was fitted: run `spectral "
+            "ensemble` again"
+        )
+
+
+def _fused_weights(group: Path) -> tuple[list[dict[str, Any]], list[float]]:
+    """Rows of shards and their weights: learned where they could be fitted, else the average."""
     path = group / NAME
     if not path.exists():
         raise ConfigError(f"{group} has no {NAME}: run `spectral ensemble` first")
@@ -67,7 +80,8 @@ def _fused_weights(group: Path) -> tuple[list[int], list[float]]:
         content = json.loads(path.read_text())
         method = "learned" if "learned" in content["fused"] else "average"
         weights = content["fused"][method]["weights"]
-        return [row["shard"] for row in content["shards"]], weights
+        rows = [{"shard": row["shard"], "digest": row["digest"]} for row in content["shards"]]
+        return rows, weights
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged: run `spectral ensemble` again") from error
 

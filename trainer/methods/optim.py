@@ -79,7 +79,9 @@ def _lars(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim
 def _lamb(parameters: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
     from timm.optim import Lamb  # type: ignore[attr-defined]
 
-    return Lamb(parameters, lr=optimizer.lr, betas=(optimizer.beta1, optimizer.beta2))
+    betas = (optimizer.beta1, optimizer.beta2)
+    # clipping is the recipe's: Lamb's own default always clips to a norm of 1
+    return Lamb(parameters, lr=optimizer.lr, betas=betas, max_grad_norm=None)
 
 
 _BUILDERS = {"sgd": _sgd, "adam": _adam, "adamw": _adam, "lars": _lars, "lamb": _lamb}

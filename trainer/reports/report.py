@@ -50,7 +50,9 @@ def duration(seconds: float | None) -> str:
 def table(result: dict[str, Any]) -> str:
     """One line a network, then one a way to fuse; figures on val."""
     samples = result["shards"][0].get("samples")
-    measured = f"on val ({samples:,} images)" if samples else "not measured: there is no val"
+    measured = "not measured: there is no split for it"
+    if samples:
+        measured = f"on {result['measured_on']} ({samples:,} images)"
     lines = [f"{result['data']}, {result['recipe']}, {measured}"]
     lines.append(f"{'':<14}{'top-1':>9}{'top-5':>9}{'NLL':>9}  weight in learned")
     learned = result["fused"].get("learned", {}).get("weights", [None] * len(result["shards"]))
