@@ -81,13 +81,28 @@ def test_a_wrong_name_is_answered_with_those_near_it(name: str, said: str) -> No
     assert len(str(found.value)) < 400
 
 
+def test_equal_recipes_have_one_label_that_a_folder_can_have() -> None:
+    settings = ("optimizer.lr=4e-3", "epochs=3", "batch_size=64")
+    expected = resolve("cifar-resnet20", settings).label
+    assert expected == "cifar-resnet20+batch_size=64+epochs=3+optimizer.lr=0.004"
+    usual = resolve("cifar-resnet20").recipe
+    again = ("epochs=9", *settings[::-1], "optimizer.lr=0.004", f"seed={usual.seed}")
+    assert resolve("cifar-resnet20", again).label == expected
+    assert resolve("cifar-resnet20", (f"epochs={usual.epochs}",)).label == "cifar-resnet20"
+    many = tuple(f"augment.{key}=0.25" for key in ("mixup", "cutmix", "erasing"))
+    many += tuple(f"optimizer.{key}=0.5" for key in ("lr", "momentum", "weight_decay", "clip_norm"))
+    label, other = resolve("air", many).label, resolve("air", (*many, "seed=3")).label
+    assert len(label) == len(other) == 120
+    assert label != other
+
+
 def test_settings_change_values_and_the_label() -> None:
     found = resolve(
         "cifar-resnet20", ("epochs=3", "optimizer.lr=1", "model_args.width=8", "optimizer.name=sgd")
     )
     recipe, label = found.recipe, found.label
     assert (recipe.epochs, recipe.optimizer.lr, recipe.model_args) == (3, 1.0, {"width": 8})
-    assert label.startswith("cifar-resnet20+epochs=3+optimizer.lr=1")
+    assert label == "cifar-resnet20+epochs=3+model_args.width=8+optimizer.lr=1.0"
 
 
 def test_settings_replace_what_excludes_them() -> None:

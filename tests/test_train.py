@@ -41,7 +41,7 @@ pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a tim
 
 FAST = ("--recipe", "digits", "--set", "epochs=3", "--set", "batch_size=16",
         "--set", "model_args.width=8")  # fmt: skip
-LABEL = "digits+epochs=3+batch_size=16+model_args.width=8"
+LABEL = "digits+batch_size=16+epochs=3+model_args.width=8"
 CPU = torch.device("cpu")
 
 

@@ -5,9 +5,11 @@ file may extend another of its group or, as `extends = "group/name"`, of another
 name begins with _ is only there for that. `variants` are named sets of changes: NAME@VARIANT.
 """
 
+import hashlib
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,7 @@ from trainer.recipes.recipe import Recipe, build
 
 _ROOT = Path(__file__).parent
 _ALIKE = 5  # names that an error offers at most
+_LONGEST, _DIGITS = 120, 8  # bytes of a label, and of the digest at the end of a longer one
 _OWN_KEYS = ("extends", "variants")  # of a file, not of a recipe
 
 
@@ -33,23 +36,45 @@ class Resolved:
 
 
 def resolve(name: str, settings: tuple[str, ...] = ()) -> Resolved:
-    """A recipe by name or file, with settings applied; its label is `NAME+key=value…`."""
+    """A recipe by name or file, with settings applied; its label is `NAME+key=value…` of what the
+    settings change, in the order of the alphabet: equal recipes have one label.
+    """
     path, variant = _located(name)
     values, origins = _merged(path, (path,))
-    parts = [path.stem]
+    title = path.stem
     if variant is not None:
         _change(values, origins, _variant(path, variant), f"{_title(path)}@{variant}")
-        parts = [f"{path.stem}@{variant}"]
-    given = [_parse_setting(setting) for setting in settings]
-    _change(values, origins, dict(given), "--set")
-    parts += [f"{key}={value}".replace("/", "_") for key, value in given]
+        title = f"{path.stem}@{variant}"
+    before = deepcopy(values)
+    given = dict(_parse_setting(setting) for setting in settings)
+    _change(values, origins, given, "--set")
     _require_network(path, values)
     try:
         recipe = build(Recipe, values)
     except ConfigError as error:
         said = str(error).removeprefix("recipe:").strip()
-        raise ConfigError(f"recipe {parts[0]}: {said}") from error
-    return Resolved(recipe=recipe, label="+".join(parts), origins=origins)
+        raise ConfigError(f"recipe {title}: {said}") from error
+    return Resolved(recipe=recipe, label=_label(title, before, recipe, given), origins=origins)
+
+
+def _label(title: str, before: dict[str, Any], recipe: Recipe, given: dict[str, Any]) -> str:
+    """The name of a folder; what does not fit into one is a digest."""
+    try:
+        usual = dict(flat(asdict(build(Recipe, before))))
+    except ConfigError:  # it is no recipe without the settings
+        usual = {}
+    found = dict(flat(asdict(recipe)))
+    parts = [
+        f"{key}={found.get(key, value)}".replace("/", "_")
+        for key, value in sorted(given.items())
+        if key not in usual or usual[key] != found.get(key, value)
+    ]
+    label = "+".join([title, *parts])
+    if len(label.encode()) <= _LONGEST:
+        return label
+    digest = hashlib.sha256(label.encode()).hexdigest()[:_DIGITS]
+    room = _LONGEST - _DIGITS - 1
+    return f"{label.encode()[:room].decode(errors='ignore')}+{digest}"
 
 
 def names() -> list[str]:
