@@ -17,7 +17,7 @@ from pipeline.console import (
     progress_display,
     stopped_by_signals,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
 from trainer.console import data_options, execution_options, runs_option, show_log
 
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
@@ -386,11 +386,15 @@ def predict(
     found = predict_all(runs_root(runs), dataset, recipe, images, top)
     if as_json:
         click.echo(json.dumps(found, indent=1))
-        return
-    for prediction in found:
+    for prediction in () if as_json else found:
         click.echo(prediction["image"])
-        for row in prediction["classes"]:
+        for row in prediction.get("classes", ()):
             click.echo(f"  {row['probability']:7.2%}  {row['class']}")
+        if "error" in prediction:
+            click.echo("  not classified, see below")
+    if errors := [prediction["error"] for prediction in found if "error" in prediction]:
+        listed = "\n  ".join(errors)
+        raise SourceError(f"{len(errors)} of {len(found)} images were not classified:\n  {listed}")
 
 
 @main.command()

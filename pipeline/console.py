@@ -1,6 +1,7 @@
 """What the commands share: errors in one line, log lines, progress; the options of `prepare`."""
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -32,6 +33,9 @@ class _PlainErrors(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal may lack what a name has, or "–"
+                stream.reconfigure(errors="replace")
         try:
             return super().invoke(ctx)
         except (SpectralError, StoppedError) as error:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT, spectral_here
+from tests.conftest import ROOT, spectral, spectral_here
 from trainer.record import runlog, status
 from trainer.record.runlog import Follower, valid_rows
 from trainer.record.status import Status
@@ -180,6 +180,14 @@ def test_a_process_that_lives_is_heard_of(tmp_path: Path, monkeypatch: pytest.Mo
         while status.heard_of(tmp_path) < 2e9 / 2 + 1 and time.monotonic() < end:
             time.sleep(0.01)
     assert status.heard_of(tmp_path) > 1.5e9
+
+
+def test_a_terminal_that_lacks_a_character_shows_the_list(tmp_path: Path) -> None:
+    write(tmp_path / GROUP / "shard_00", [start(0)])
+    for encoding in ("latin-1", "ascii"):
+        done = spectral("runs", "--runs", tmp_path, PYTHONIOENCODING=encoding)
+        assert done.returncode == 0, done.stderr
+        assert "interrupted" in done.stdout
 
 
 def test_words_choose(tmp_path: Path) -> None:

@@ -333,9 +333,14 @@ def test_the_ensemble_is_measured_and_predicts(runs: Path, data: Path, source: P
     right = [p["classes"][0]["class"] == Path(p["image"]).parent.name for p in predictions]
     assert np.mean(right) == pytest.approx(result["fused"]["learned"]["top1"])
     assert all(0 < row["probability"] <= 1 for p in predictions for row in p["classes"])
-    bad = spectral_here("predict", "--runs", runs, ROOT / "pyproject.toml")
+    three = (images[0], ROOT / "pyproject.toml", images[-1])
+    bad = spectral_here("predict", "--runs", runs, *three)
     assert bad.returncode == 1
+    assert "1 of 3 images were not classified" in bad.stderr
     assert "pyproject.toml: not an image" in bad.stderr
+    assert bad.stdout.count("class_") >= 2 + bad.stdout.count("/class_")  # the others are
+    found = json.loads(spectral_here("predict", "--runs", runs, "--json", *three).stdout)
+    assert ["classes" in row for row in found] == [True, False, True]
     gone = spectral_here("predict", "--runs", runs, "nowhere.jpg")
     assert gone.returncode == 1
     assert "nowhere.jpg" in gone.stderr

@@ -3,6 +3,11 @@
 import json
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +16,8 @@ import torch
 
 from pipeline.errors import DamagedError
 from pipeline.format.beton import BetonReader
-from tests.conftest import SUB4, Done, spectral_here
+from tests.conftest import ROOT, SUB4, Done, spectral_here
+from trainer.jobs.launch import free_port
 from trainer.record import checkpoint
 from trainer.record.weights import load_weights, save_weights
 
@@ -165,6 +171,43 @@ def test_the_best_network_is_that_of_the_life_that_goes_on(prepared: Path, tmp_p
     assert train(prepared, tmp_path / "runs").returncode == 0
     assert load_weights(run / "best.safetensors").digest == expected.digest
     assert not (run / "best.new.safetensors").exists()
+
+
+def test_what_clusters_set_for_every_process_is_no_group(prepared: Path, tmp_path: Path) -> None:
+    command = ("train", "--data", prepared, "--runs", tmp_path, "--shard", 0, *OPTIONS)
+    alone = spectral_here(*command, WORLD_SIZE="1", RANK="0")
+    assert alone.returncode == 0, alone.stderr
+    two = spectral_here(*command, "--name", "y", WORLD_SIZE="2", RANK="0")
+    assert two.returncode == 1
+    assert "WORLD_SIZE is 2, but MASTER_ADDR is not set" in two.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_process_that_waits_for_the_others_can_be_stopped(
+    prepared: Path, tmp_path: Path, number: int, status: int
+) -> None:
+    port = str(free_port())
+    group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = ["train", "--data", prepared, "--runs", tmp_path, "--shard", "0", *OPTIONS]
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, **group},
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not listens(int(port)):
+        assert waiting.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    time.sleep(1)  # it listens some time before it waits
+    waiting.send_signal(number)
+    _, error = waiting.communicate(timeout=30)
+    assert waiting.returncode == status, error
+    assert f"stopped by {signal.Signals(number).name}" in error
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_changed_value_of_a_network_is_found(tmp_path: Path) -> None:

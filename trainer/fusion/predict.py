@@ -89,13 +89,19 @@ def _fused_weights(group: Path) -> tuple[list[dict[str, Any]], list[float]]:
 def predict_all(
     runs: Path, dataset: str | None, recipe: str | None, images: tuple[Path, ...], top: int
 ) -> list[dict[str, Any]]:
-    """Predictions of each image by the one classifier in `runs` that fits, for printing."""
+    """Predictions of each image by the one classifier in `runs` that fits, for printing; of a file
+    that holds no image the `error` in place of its `classes`.
+    """
     classifier = Classifier(_select(runs, dataset, recipe), pick_device())
-    found = []
-    for path in images:
-        rows = [{"class": name, "probability": p} for name, p in classifier.classify(path, top)]
-        found.append({"image": str(path), "classes": rows})
-    return found
+    return [{"image": str(path), **_prediction(classifier, path, top)} for path in images]
+
+
+def _prediction(classifier: Classifier, path: Path, top: int) -> dict[str, Any]:
+    try:
+        found = classifier.classify(path, top)
+    except SourceError as error:
+        return {"error": str(error)}
+    return {"classes": [{"class": name, "probability": p} for name, p in found]}
 
 
 def _select(runs: Path, dataset: str | None, recipe: str | None) -> Path:

@@ -1,6 +1,8 @@
 """Turns SIGTERM and SIGUSR1, which Slurm sends before it takes a node, into a request to save."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -8,6 +10,7 @@ from types import FrameType
 from pipeline.errors import StoppedError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 class StopRequest:
@@ -32,6 +35,34 @@ def leave_when_asked() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(StoppedError.exit_status)
+
+
+@contextmanager
+def ends_at_once() -> Iterator[None]:
+    """While the block waits somewhere in C, where no handler of Python's runs, signals that ask to
+    end end the process, with their status: a thread is told of them as they come.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def listen() -> None:
+        while number := os.read(reader, 1)[0]:
+            if number in (*_SIGNALS, signal.SIGINT):
+                name = signal.Signals(number).name
+                os.write(2, f"Error: stopped by {name}, nothing was to be saved\n".encode())
+                os._exit(_INTERRUPTED if number == signal.SIGINT else StoppedError.exit_status)
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")
+        thread.join()
+        os.close(reader)
+        os.close(writer)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import ConfigError
+from trainer.process.stop import ends_at_once
 
 _SET_PDEATHSIG, _GET_PDEATHSIG = 1, 2  # of prctl(2)
 GROUP = 4  # neighbours in a batch stay in one process: they may be mixed with each other
@@ -93,10 +94,20 @@ def joined(device: torch.device) -> Iterator[World]:
             f"WORLD_SIZE is set, but not all of torchrun's variables are ({error}): start it by "
             "torchrun, or unset WORLD_SIZE"
         ) from error
+    if size == 1:  # as some clusters set them for every process
+        yield World(0, 1, device)
+        return
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise ConfigError(
+                f"WORLD_SIZE is {size}, but {name} is not set: start it by torchrun, or unset "
+                "WORLD_SIZE"
+            )
     _end_with_parent()
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    with ends_at_once():  # the others may never come
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
     yield World(rank, size, device)
     dist.destroy_process_group()  # not after an error: it would wait for the others
