@@ -340,6 +340,22 @@ def test_a_damaged_shard_fails_and_the_others_finish(
     assert again.stdout.count("already finished, 1 epochs") == 2
 
 
+def test_a_queue_goes_on_when_its_reader_has_gone(data: Path, tmp_path: Path) -> None:
+    """As in `spectral train --shard 0,1 | head -1`."""
+    command = ("train", "--data", data / SUB4, "--runs", tmp_path, *FAST, "--set", "epochs=1")
+    queue = subprocess.Popen(
+        [sys.executable, "-m", "cli", *map(str, command), "--shard", "0,1", "--jobs", "2"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert queue.stdout is not None
+    assert queue.stderr is not None
+    assert "started" in queue.stdout.readline()
+    queue.stdout.close()
+    error = queue.stderr.read()
+    assert queue.wait(timeout=120) == 0, error
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+
+
 def test_a_stopped_queue_leaves_no_process_and_says_so_by_its_status(
     data: Path, tmp_path: Path
 ) -> None:

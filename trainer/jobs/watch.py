@@ -1,6 +1,7 @@
 """The jobs of a queue in; a live table on a terminal, else a line now and then, out."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -26,12 +27,21 @@ def watch(entries: list[Entry]) -> Watch:
     return LiveTable(entries) if sys.stdout.isatty() else Lines(entries)
 
 
+class _Lasting(Console):
+    """Falls silent when whoever read it has gone (`… | head`): no reason to end work of days."""
+
+    def on_broken_pipe(self) -> None:
+        """In place of rich's own, which ends the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _Looking(Watch):
     """Looks at the logs of running jobs, but not at every turn of the queue."""
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
-        self.console = Console(highlight=False, markup=False, soft_wrap=True)
+        self.console = _Lasting(highlight=False, markup=False, soft_wrap=True)
         self._looked = 0.0
 
     def changed(self, entry: Entry) -> None:
