@@ -9,9 +9,11 @@ import json
 import math
 import re
 import shutil
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +29,7 @@ from trainer import models
 from trainer.data.selection import Prepared
 from trainer.jobs.dryrun import dry_run
 from trainer.jobs.shards import make_specs
-from trainer.recipes.cookbook import names, resolve
+from trainer.recipes.cookbook import flat, names, resolve
 from trainer.recipes.recipe import Recipe
 from trainer.record.rundir import RunDir
 from trainer.run.carry_out import carry_out
@@ -183,6 +185,33 @@ def cases() -> Cases:
     return found
 
 
+def traits(case: Case) -> set[tuple[object, ...]]:
+    """What a case tries: a network, a stem, and every method that is not the default."""
+    values = dict(flat(tomllib.loads(case.recipe)))
+    usual = dict(flat(asdict(Recipe(model="any", epochs=1, batch_size=2))))
+    words = {(key, value) for key, value in values.items() if isinstance(value, str)}
+    numbers = {(key,) for key, value in values.items() if value != usual.get(key)}
+    return {("large", case.shape.side == LARGE, values["model"]), (case.shape,), *words, *numbers}
+
+
+@cache
+def short() -> set[Case]:
+    """Few cases that together try all that any of them tries; those that try most come first."""
+    left = set[tuple[object, ...]]().union(*map(traits, cases()))
+    found = set()
+    while left:
+        case = max(cases(), key=lambda case: (len(traits(case) & left), -case.shape.side))
+        found.add(case)
+        left -= traits(case)
+    return found
+
+
+def marked(case: Case) -> object:
+    """The others are for `make chaos`."""
+    name = "-".join(map(str, (*case.shape, cases()[case][0])))
+    return pytest.param(case, id=name, marks=() if case in short() else pytest.mark.chaos)
+
+
 # --- tests -------------------------------------------------------------------------------------
 
 
@@ -194,9 +223,7 @@ def test_every_recipe_is_one_of_those_trained() -> None:
         assert models._find(thinned(recipe))[0] == models._find(recipe.model)[0]
 
 
-@pytest.mark.parametrize(
-    "case", cases(), ids=lambda case: "-".join(map(str, (*case.shape, cases()[case][0])))
-)
+@pytest.mark.parametrize("case", map(marked, cases()))
 def test_three_steps(case: Case, prepared: Callable[[Shape], Prepared], tmp_path: Path) -> None:
     """By the ways of `spectral train --dry-run` and `spectral train`, from the recipe's name."""
     name, data = cases()[case][0], prepared(case.shape)
