@@ -223,7 +223,7 @@ def test_every_recipe_is_one_of_those_trained() -> None:
         assert models._find(thinned(recipe))[0] == models._find(recipe.model)[0]
 
 
-@pytest.mark.parametrize("case", map(marked, cases()))
+@pytest.mark.parametrize("case", [*map(marked, cases())])
 def test_three_steps(case: Case, prepared: Callable[[Shape], Prepared], tmp_path: Path) -> None:
     """By the ways of `spectral train --dry-run` and `spectral train`, from the recipe's name."""
     name, data = cases()[case][0], prepared(case.shape)
