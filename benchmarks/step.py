@@ -27,16 +27,15 @@ import torch
 from common import noise_shards, report
 from torch import Tensor
 
-from trainer.data.feed import Plan, feed
+from trainer.data.feed import feed
 from trainer.data.loader import Batch, ShardLoader
-from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
-from trainer.methods.augment import Augmenter
 from trainer.process.device import pick_device
 from trainer.process.world import World
 from trainer.recipes.recipe import Augment, Optimizer, Recipe
-from trainer.run.network import build_network
-from trainer.run.step import Stepper
+from trainer.run.context import RunContext
+from trainer.run.execution import Execution
+from trainer.run.spec import RunSpec
 
 K, ROUNDS = 1, 3
 
@@ -48,16 +47,14 @@ class Loop:
         self, data: Prepared, recipe: Recipe, device: torch.device, compiled: bool = False
     ) -> None:
         k = min(K, data.manifest.preparation.splits - 1)
-        self.world = World(0, 1, device)
-        samples = data.manifest.written("train")
-        self.plan = Plan(samples=samples, batch_size=recipe.batch_size, seed=0, world=self.world)
-        normaliser = Normaliser(data.manifest, k).to(device)
-        self.augmenter = Augmenter(
-            recipe.augment, data.manifest.preparation, k, 0, normaliser,
-            self.plan.batch, self.plan.share,
+        spec = RunSpec(
+            data=data.directory.absolute(), planes=(k,), recipe=recipe,
+            directory=data.directory.absolute() / "run",  # nothing is written there
+            execution=Execution(compile_network=compiled),
         )  # fmt: skip
-        network = build_network(recipe, data.manifest)
-        self.stepper = Stepper(network, recipe, self.world, compiled=compiled)
+        self.context = RunContext.build(spec, data, World(0, 1, device))
+        self.world, self.plan = self.context.world, self.context.plan
+        self.augmenter, self.stepper = self.context.augmenter, self.context.stepper
         self.stepper.network.train()
 
     def rate(self, batches: Iterator[Batch], steps: int) -> float:
@@ -65,8 +62,7 @@ class Loop:
         self._settle()
         start = time.perf_counter()
         for step, (values, labels) in enumerate(islice(batches, steps)):
-            inputs, targets = self.augmenter(values, labels, 0, step)
-            self.stepper.step(inputs, targets, 1e-4, self.plan.batch)
+            self.context.train_step(values, labels, step % self.context.steps)
         self._settle()
         return steps * self.plan.batch / (time.perf_counter() - start)
 
