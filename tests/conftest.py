@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import traceback
@@ -14,6 +15,8 @@ from PIL import Image, ImageFilter
 
 import trainer  # noqa: F401  # says how idle threads wait, before any test imports torch
 
+# Where a shell started us in the background Ctrl-C is ignored, also by what we start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 TINTS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 # What the fixture `data` holds, within it
