@@ -6,6 +6,9 @@ import click
 
 from pipeline.console import PATH, Echo, apply
 
+METHODS = ("learned", "average", "geometric", "single-best", "subset")  # to fuse networks
+OVER = ("logits", "probabilities")  # that are fused
+FORMS = ("table", "csv", "jsonl")  # of predictions
 data_options = apply(
     click.option(
         "--data",

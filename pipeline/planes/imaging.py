@@ -3,7 +3,7 @@
 `image_to_values` is the whole chain for one image; prediction uses the same one.
 """
 
-from functools import cache
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,16 @@ from pipeline.preparation import Preparation
 FILTER = Image.Resampling.BILINEAR  # Pillow's: area-weighted, so antialiased when it shrinks
 MAX_ASPECT = 32  # of images whose aspect is kept
 _LONGEST_JPEG = 65_500  # px, that libjpeg writes
+
+
+class _Own(threading.local):
+    """Of each thread."""
+
+    def __init__(self) -> None:
+        self.splitters: dict[Preparation, Splitter] = {}
+
+
+_own = _Own()
 
 
 def load(
@@ -61,13 +71,16 @@ def resize(image: Image.Image, policy: str, size: int) -> NDArray[np.uint8]:
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def image_to_values(data: bytes, prep: Preparation) -> Planes:
+def image_to_values(
+    data: bytes, prep: Preparation, shape: tuple[int, int, int] | None = None
+) -> Planes:
     """What a trained network gets of an image file: (N, channels, h, w) int8, centred on 0.
 
     The quantised planes, or for `--splits 1` the pixels less 128; an image whose aspect was
-    kept is cut to its centred square. BadImageError if it is no image.
+    kept is cut to its centred square. shape: as of `load`. BadImageError if it is no image.
+    Threads may call this at the same time.
     """
-    pixels, _ = load(data, prep)
+    pixels, _ = load(data, prep, shape)
     if prep.splits == 1:
         centre = _centre(pixels, prep.input_shape[1])
         return (centre ^ 128).view(np.int8).transpose(2, 0, 1)[None].copy()
@@ -77,9 +90,11 @@ def image_to_values(data: bytes, prep: Preparation) -> Planes:
     return planes
 
 
-@cache
 def _splitter(prep: Preparation) -> Splitter:
-    return Splitter(prep)
+    """One for each thread, since it works in memory of its own."""
+    if prep not in _own.splitters:
+        _own.splitters[prep] = Splitter(prep)
+    return _own.splitters[prep]
 
 
 def _centre(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

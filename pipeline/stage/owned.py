@@ -9,12 +9,12 @@ from pathlib import Path
 from pipeline.errors import ConfigError, some
 from pipeline.format import manifest
 from pipeline.format.beton import PARTIAL
+from pipeline.format.samples import NAME as SAMPLES
 from pipeline.sources.index import SPLITS
-from pipeline.stage import samples
 
 JOURNAL = "journal"
 LOCK = ".lock"
-_FILES = (manifest.NAME, samples.NAME)
+_FILES = (manifest.NAME, SAMPLES)
 _SHARD = re.compile(rf"shard_\d+\.beton(\.sizes)?({re.escape(PARTIAL)})?")
 _JOURNAL = re.compile(
     r"(header|state|again|outcomes|digests|scan\.arrow|index\.(arrow|json)|.*\.(points|sums)"

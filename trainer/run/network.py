@@ -1,6 +1,7 @@
 """Builds the network of a recipe for a data set, with first or with trained weights."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,8 +29,7 @@ def build_network(recipe: Recipe, data: Manifest, planes: int = 1) -> nn.Module:
     depend on its seed alone.
     """
     free = free_memory(torch.device("cpu"))
-    with torch.device("meta"):
-        size = sum(p.nbytes for p in _build(recipe, data, planes).parameters())
+    size = sum(p.nbytes for p in build_on_meta(recipe, data, planes).parameters())
     if size > free:
         raise ConfigError(
             f"network {recipe.model}: its weights alone take {size / 1e9:,.1f} GB, but "
@@ -37,6 +37,12 @@ def build_network(recipe: Recipe, data: Manifest, planes: int = 1) -> nn.Module:
         )
     torch.manual_seed(recipe.seed)
     return _build(recipe, data, planes)
+
+
+def build_on_meta(recipe: Recipe, data: Manifest, planes: int = 1) -> nn.Module:
+    """The same without memory for weights, to be counted."""
+    with torch.device("meta"):
+        return _build(recipe, data, planes)
 
 
 def _build(recipe: Recipe, data: Manifest, planes: int) -> nn.Module:
@@ -61,10 +67,19 @@ def load_network(run: RunDir, data: Manifest, device: torch.device, planes: int 
 
 
 def load_predictor(
-    run: RunDir, data: Manifest, planes: tuple[int, ...], device: torch.device
+    run: RunDir,
+    data: Manifest,
+    planes: tuple[int, ...],
+    device: torch.device,
+    *,
+    flip: bool = False,
 ) -> Predictor:
-    """What answers for these planes: a run's best weights, in the precision of its recipe."""
+    """What answers for these planes: a run's best weights, in the precision of its recipe. flip:
+    of the mirror image too, where that is exact, whatever the recipe says.
+    """
     recipe = recipe_of(run)
+    if flip and recipe.test_crops == 1:  # mirror images are among the ten crops
+        recipe = replace(recipe, test_flip=True)
     network = load_network(run, data, device, len(planes))
     return make_predictor(network, recipe, data, planes, device)
 
