@@ -1,13 +1,16 @@
 """What a trained network cost, and costs to use, so that classifiers can be compared fairly."""
 
+import json
+from functools import cache
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.format.manifest import Manifest
+from trainer import models
 from trainer.fusion.members import Member
-from trainer.run.network import build_on_meta, recipe_of
+from trainer.run.network import recipe_of
 
 _BACKWARD = 2  # times a forward pass: gradients of inputs and of weights
 
@@ -17,11 +20,12 @@ def cost(member: Member, data: Manifest) -> dict[str, Any]:
     are 2); of training `images`, `pflop` (three forward passes an image), `hours`.
     """
     recipe, result = recipe_of(member.run), member.run.result or {}
-    network = build_on_meta(recipe, data, len(member.planes)).eval()
-    flops = _forward_flops(network, data, len(member.planes))
+    channels, height, width = data.preparation.input_shape
+    shape = len(member.planes) * channels, height, width
+    parameters, flops = _size(recipe.model, json.dumps(recipe.model_args), len(data.classes), shape)
     images = int(result.get("steps", 0)) * min(recipe.batch_size, data.written("train"))
     return {
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": parameters,
         "mflop": round(flops / 1e6, 3),
         "images": images,
         "pflop": round((1 + _BACKWARD) * flops * images / 1e15, 6),
@@ -29,12 +33,17 @@ def cost(member: Member, data: Manifest) -> dict[str, Any]:
     }
 
 
-def _forward_flops(network: torch.nn.Module, data: Manifest, planes: int) -> int:
-    channels, height, width = data.preparation.input_shape
-    values = torch.empty(1, planes * channels, height, width, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        network(values)
-    return int(counter.get_total_flops())
+@cache
+def _size(model: str, arguments: str, classes: int, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Parameters, and FLOPs of an image (C, H, W); the networks of a group are of one size."""
+    with torch.device("meta"):
+        channels, size, _ = shape
+        network = models.build(
+            model, classes=classes, channels=channels, size=size, **json.loads(arguments)
+        ).eval()
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(1, *shape))
+    return sum(p.numel() for p in network.parameters()), int(counter.get_total_flops())
 
 
 def summed(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def build_network(recipe: Recipe, data: Manifest, planes: int = 1) -> nn.Module:
     depend on its seed alone.
     """
     free = free_memory(torch.device("cpu"))
-    size = sum(p.nbytes for p in build_on_meta(recipe, data, planes).parameters())
+    with torch.device("meta"):
+        size = sum(p.nbytes for p in _build(recipe, data, planes).parameters())
     if size > free:
         raise ConfigError(
             f"network {recipe.model}: its weights alone take {size / 1e9:,.1f} GB, but "
@@ -37,12 +38,6 @@ def build_network(recipe: Recipe, data: Manifest, planes: int = 1) -> nn.Module:
         )
     torch.manual_seed(recipe.seed)
     return _build(recipe, data, planes)
-
-
-def build_on_meta(recipe: Recipe, data: Manifest, planes: int = 1) -> nn.Module:
-    """The same without memory for weights, to be counted."""
-    with torch.device("meta"):
-        return _build(recipe, data, planes)
 
 
 def _build(recipe: Recipe, data: Manifest, planes: int) -> nn.Module:
