@@ -13,14 +13,14 @@ from tests.conftest import ROOT
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
-    *("format.beton", "format.manifest", "format.zstd", "planes.imaging"),
+    *("format.beton", "format.manifest", "format.samples", "format.zstd", "planes.imaging"),
     *("preparation", "transforms", "catalogue"),
-    *("console", "cpus", "errors", "files"),
+    *("console", "limits", "errors", "files"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
 LAYERS = {
     "pipeline": (
-        ("choices", "cpus", "errors", "files", "jit", "progress", "transforms", "digits"),
+        ("choices", "limits", "errors", "files", "jit", "progress", "transforms", "digits"),
         ("catalogue", "console"),
         ("preparation",),
         ("planes", "sources", "format"),

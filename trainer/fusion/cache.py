@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from pipeline.files import write_whole
 from trainer.fusion.members import Member
@@ -35,12 +36,7 @@ def answers(panel: Panel, split: str, chosen: NDArray[np.int64] | None = None) -
     keys = [_key(panel, member, split, chosen) for member in panel.members]
     files = [_file(member, split) for member in panel.members]
     if not all(_holds(path, key) for path, key in zip(files, keys, strict=True)):
-        found = list(panel.answers(split, chosen))
-        logits = torch.cat([some for some, _ in found], dim=1).cpu()
-        labels = torch.cat([truth for _, truth in found]).cpu()
-        for path, key, own in zip(files, keys, logits, strict=True):
-            path.parent.mkdir(exist_ok=True)
-            write_whole(path, save({"logits": own.contiguous(), "labels": labels}, {_KEY: key}))
+        _write(gathered(panel.answers(split, chosen), networks, samples, classes), files, keys)
     with ExitStack() as stack:
         opened = [stack.enter_context(safe_open(path, "pt")) for path in files]
         slices = [file.get_slice("logits") for file in opened]
@@ -49,6 +45,28 @@ def answers(panel: Panel, split: str, chosen: NDArray[np.int64] | None = None) -
         for start in range(0, samples, size):
             part = torch.stack([one[start : start + size] for one in slices])
             yield part.to(panel.device), labels[start : start + size]
+
+
+def gathered(
+    found: Iterable[Answers], networks: int, samples: int, classes: int
+) -> tuple[Tensor, Tensor]:
+    """All answers on the CPU, as one; never twice in memory."""
+    logits = torch.empty(networks, samples, classes)
+    labels = torch.empty(samples, dtype=torch.int64)
+    start = 0
+    for some, truth in found:
+        part = slice(start, start + len(truth))
+        logits[:, part], labels[part] = some.cpu(), truth.cpu()
+        start += len(truth)
+    return logits, labels
+
+
+def _write(found: tuple[Tensor, Tensor], files: list[Path], keys: list[str]) -> None:
+    """A file for each network."""
+    logits, labels = found
+    for path, key, own in zip(files, keys, logits, strict=True):
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, save({"logits": own, "labels": labels}, {_KEY: key}))
 
 
 def _file(member: Member, split: str) -> Path:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.cpus import usable_cores
 from pipeline.errors import BadImageError, ConfigError, DamagedError, SourceError
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
+from pipeline.limits import usable_cores
 from pipeline.planes.imaging import image_to_values
 from trainer.fusion.ensemble import NAME
 from trainer.fusion.members import Member

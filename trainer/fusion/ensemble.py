@@ -5,7 +5,7 @@ that nothing was chosen by.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import xxhash
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.files import write_json
 from pipeline.format import samples
@@ -28,6 +29,7 @@ from trainer.fusion.outcomes import save_outcomes
 from trainer.fusion.panel import Panel
 from trainer.fusion.pooling import Pooling
 from trainer.fusion.weights import Answers, Fitted
+from trainer.process.device import free_memory
 
 log = logging.getLogger(__name__)
 NAME = "ensemble.json"
@@ -141,13 +143,17 @@ def _fitting_answers(
             "weights are fitted on %d samples of %s: below %d they are left to chance; prepare "
             "with a larger --calib", count, split, FEW,
         )  # fmt: skip
-    found = []
     with progress_bar(f"answers on {split}", count, "images") as advance:
-        for logits, labels in cache.answers(panel, split, chosen):
-            found.append((logits, labels))
-            advance(len(labels), "")
-    logits = torch.cat([some for some, _ in found], dim=1)
-    return Answers(logits, torch.cat([labels for _, labels in found]))
+
+        def shown() -> Iterator[tuple[Tensor, Tensor]]:
+            for logits, labels in cache.answers(panel, split, chosen):
+                yield logits, labels
+                advance(len(labels), "")
+
+        logits, labels = cache.gathered(shown(), networks, count, classes)
+    if panel.device.type == "cuda" and logits.nbytes < free_memory(panel.device) / 4:
+        return Answers(logits.to(panel.device), labels.to(panel.device))
+    return Answers(logits, labels)
 
 
 def _by_id(data: Prepared, split: str, most: int) -> NDArray[np.int64] | None:

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.catalogue import catalogue
-from pipeline.cpus import usable_cores
 from pipeline.errors import ConfigError
 from pipeline.format.beton import digest
+from pipeline.limits import usable_cores
 from trainer.data.selection import Prepared
 from trainer.jobs.queue import Entry, Job, Queue
 from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
