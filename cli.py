@@ -179,7 +179,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 
 
 @main.command()
-@click.option("--shard", "shards", required=True, help="7, 0-3, 3,5, all; 0+1+2: together.")
+@click.option("--shard", "shards", help="7, 0-3, 3,5, all; 0+1+2: together.")
 @data_options
 @click.option("--recipe", help="A recipe's name or file [default: the data set's].")
 @click.option(
@@ -191,6 +191,10 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 )
 @click.option("--name", help="Folder of the runs, in place of RECIPE+KEY=VALUE….")
 @click.option(
+    "--plan", "plan_file", type=PATH,
+    help="Shards, epochs and recipe of a file that `spectral plan` has written.",
+)  # fmt: skip
+@click.option(
     "--init", type=PATH, help="Start from these weights: our, torchvision's or timm's file."
 )
 @click.option("--init-shard", type=int, help="Start from the best weights of this shard.")
@@ -199,7 +203,8 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 @click.option("--seeds", type=click.IntRange(min=1), default=1, help="Train with so many seeds.")
 @runs_option
 def train(
-    shards: str,
+    shards: str | None,
+    plan_file: Path | None,
     data: Path | None,
     recipe: str | None,
     settings: tuple[str, ...],
@@ -232,8 +237,9 @@ def train(
     leave_when_asked()
     from trainer.data.selection import parse_shards, runs_root, select
     from trainer.jobs.dryrun import dry_run as rehearse
-    from trainer.jobs.shards import make_specs, run_specs, spread_of, with_seeds
+    from trainer.jobs.shards import make_specs, plan_specs, run_specs, spread_of, with_seeds
     from trainer.jobs.slots import Wanted
+    from trainer.recipes.plan import read_plan
     from trainer.run.execution import Execution, Interval
     from trainer.run.spec import RunSpec
 
@@ -245,20 +251,17 @@ def train(
         compile_network=compile_network,
         tensorboard=tensorboard,
     )
-    numbers = parse_shards(shards, prepared.manifest.preparation.splits)
+    common: dict[str, Any] = {"init": init, "init_shard": init_shard, "execution": execution}
+    root, splits = runs_root(runs), prepared.manifest.preparation.splits
+    numbers = None if shards is None else parse_shards(shards, splits)
 
     def specs_of(changes: tuple[str, ...], folder: str | None) -> list[RunSpec]:
-        return make_specs(
-            prepared,
-            numbers,
-            recipe,
-            changes,
-            runs_root(runs),
-            name=folder,
-            init=init,
-            init_shard=init_shard,
-            execution=execution,
-        )
+        if plan_file is not None:
+            planned = read_plan(plan_file)
+            return plan_specs(prepared, planned, numbers, changes, root, name=folder, **common)
+        if numbers is None:
+            raise click.UsageError("name the shards to train: --shard all, or --plan FILE")
+        return make_specs(prepared, numbers, recipe, changes, root, name=folder, **common)
 
     specs = specs_of(settings, name)
     if seeds > 1:
@@ -272,8 +275,9 @@ def train(
     for line in lines:
         click.echo(line)
     if seeds > 1 and not dry_run:
-        for at in range(len(numbers)):
-            click.echo(spread_of(specs[at :: len(numbers)], prepared))
+        shared = len(specs) // seeds
+        for at in range(shared):
+            click.echo(spread_of(specs[at::shared], prepared))
 
 
 @main.command()
@@ -401,6 +405,57 @@ def evaluate(
     classifier = FusedClassifier.load(path, method=method)
     result = run(classifier, prepared, split, progress_display(as_json))
     click.echo(json.dumps(result, indent=1) if as_json else evaluation_table(result))
+
+
+@main.command()
+@data_options
+@click.option("--pilot", required=True, help="Recipe or --name of the pilot's runs.")
+@click.option("--epochs", type=click.IntRange(min=1), required=True, help="Of all runs together.")
+@click.option("--recipe", required=True, help="A recipe's name or file, for the runs planned.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As of train.")
+@click.option("--name", default="plan", show_default=True, help="Folder of the runs.")
+@click.option(
+    "--out", type=PATH, default=Path("plan.toml"), show_default=True, help="Write it there."
+)
+@runs_option
+def plan(
+    data: Path | None,
+    pilot: str,
+    epochs: int,
+    recipe: str,
+    settings: tuple[str, ...],
+    name: str,
+    out: Path,
+    runs: Path | None,
+    **wanted: Any,
+) -> None:
+    """Plan the training of planes from a pilot: a few epochs of each.
+
+    The plane that is best alone is trained first and gets half of the epochs; the others start
+    from its weights and share the rest by what they add; those that add nothing are left out.
+    The plan is a file to read and change, for `spectral train --plan`.
+
+    Example: spectral plan --splits 4 --pilot pilot --recipe ours/air --epochs 40
+    """
+    from trainer.data.selection import runs_root, select
+    from trainer.fusion.members import select_group
+    from trainer.fusion.plan import make_plan
+    from trainer.process.device import pick_device
+    from trainer.recipes.cookbook import resolve
+
+    prepared = select(data, **wanted)
+    resolve(recipe, settings)  # an error of theirs now, rather than when they are trained
+    group = select_group(runs_root(runs) / prepared.described, pilot)
+    made, remarks = make_plan(
+        prepared, group, pick_device(), progress_display(False), epochs=epochs, recipe=recipe,
+        settings=settings, name=name,
+    )  # fmt: skip
+    out.write_text(made.toml(remarks), encoding="utf-8")
+    click.echo(remarks)
+    for run in made.runs:
+        after = f", from the weights of shard {run.after}" if run.after else ""
+        click.echo(f"shard {run.shard}: {run.epochs} epochs{after}")
+    click.echo(f"wrote {out}: spectral train --plan {out}")
 
 
 @main.command()

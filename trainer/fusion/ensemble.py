@@ -79,8 +79,8 @@ def ensemble(
         listed = ", ".join(map(str, missing))
         log.warning("no network sees planes %s: the others are fused", listed)
     panel = Panel(members, data, device, flip=options.flip)
-    fitted_on, measured = _splits(data)
-    calib = _fitting_answers(panel, fitted_on, options.calib_samples, progress_bar)
+    fitted_on, measured = splits(data)
+    calib = fitting_answers(panel, fitted_on, options.calib_samples, progress_bar)
     fused = _fit_all(calib, len(members), options.over)
     curves = {} if calib is None else _curves(calib)
     result: dict[str, Any] = {
@@ -112,7 +112,7 @@ def ensemble(
     return result
 
 
-def _splits(data: Prepared) -> tuple[str | None, list[str]]:
+def splits(data: Prepared) -> tuple[str | None, list[str]]:
     """What is fitted on, and what is measured on; the last of these is the figure."""
     fitted = selection_split(data.manifest)
     counts = data.manifest.counts
@@ -123,7 +123,7 @@ def _splits(data: Prepared) -> tuple[str | None, list[str]]:
     return fitted, measured
 
 
-def _fitting_answers(
+def fitting_answers(
     panel: Panel, split: str | None, most: int, progress_bar: ProgressBar
 ) -> Answers | None:
     """What the networks say of the samples that weights are fitted on, chosen by their ids; None

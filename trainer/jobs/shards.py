@@ -11,12 +11,13 @@ from pipeline.catalogue import catalogue
 from pipeline.errors import ConfigError
 from pipeline.format.beton import digest
 from pipeline.limits import usable_cores
-from trainer.data.selection import Prepared
+from trainer.data.selection import Prepared, parse_shards
 from trainer.jobs.queue import Entry, Job, Queue
 from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.jobs.watch import watch
 from trainer.process.mps import shared_gpus
 from trainer.recipes.cookbook import resolve
+from trainer.recipes.plan import TrainingPlan
 from trainer.record.rundir import RunDir, folder, group_directory
 from trainer.reports.report import figures, spread
 from trainer.run import setup
@@ -80,6 +81,39 @@ def make_specs(
                 after=() if before is None else (before,),
             )
         )
+    return specs
+
+
+def plan_specs(
+    data: Prepared,
+    plan: TrainingPlan,
+    wanted: Sequence[tuple[int, ...]] | None,
+    settings: tuple[str, ...],
+    runs: Path,
+    *,
+    name: str | None,
+    init: Path | None,
+    init_shard: int | None,
+    execution: Execution,
+) -> list[RunSpec]:
+    """The runs of a plan, or the wanted ones of them, in its order; each starts from the weights
+    that the plan says. `settings` come on top of the plan's.
+    """
+    if init_shard is not None:
+        raise ConfigError("--init-shard: the plan says what each run starts from")
+    splits, specs = data.manifest.preparation.splits, []
+    for run in plan.runs:
+        planes = parse_shards(run.shard, splits)
+        after = None if run.after is None else int(run.after)
+        if wanted is not None and planes[0] not in wanted:
+            continue
+        changes = (*plan.settings, f"epochs={run.epochs}", *settings)
+        specs += make_specs(
+            data, planes, plan.recipe, changes, runs, name=name or plan.name,
+            init=init if after is None else None, init_shard=after, execution=execution,
+        )  # fmt: skip
+    if not specs:
+        raise ConfigError(f"the plan has none of these shards: {', '.join(map(str, wanted or ()))}")
     return specs
 
 
