@@ -480,6 +480,39 @@ def runs(words: tuple[str, ...], runs: Path | None, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("group", type=PATH)
+@click.option(
+    "--data", type=PATH, help="The prepared directory, for pictures [default: as trained on]."
+)
+@click.option(
+    "--out", type=PATH, default=Path("report.html"), show_default=True, help="Write it there."
+)
+def report(group: Path, data: Path | None, out: Path) -> None:
+    """Write what is known of a fused classifier as one HTML page.
+
+    GROUP is the folder of the runs of one recipe, after `spectral ensemble`.
+
+    Example: spectral report runs/cifar10/sub4/cifar-resnet20
+    """
+    import tempfile
+
+    from trainer.fusion.members import data_of
+    from trainer.reports.page import write_report
+
+    directory = data or data_of(group)
+    pictures = sheet = None
+    if directory is not None:
+        from pipeline.inspection.pictures import contact_sheet
+        from pipeline.inspection.pictures import pictures as drawn
+
+        pictures = lambda split, numbers: drawn(directory, split, numbers)
+        with tempfile.TemporaryDirectory() as scratch:
+            sheet = contact_sheet(directory, Path(scratch) / "sheet.png")
+    size = write_report(group, out, pictures, sheet)
+    click.echo(f"wrote {out} ({size / 1e6:.1f} MB)", err=True)
+
+
+@main.command()
 @click.argument("paths", metavar="RUN…", type=PATH, nargs=-1, required=True)
 @click.option(
     "--png", type=PATH, default=Path("plot.png"), show_default=True, help="Write it there."

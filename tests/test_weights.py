@@ -113,6 +113,7 @@ def test_outcomes_are_what_they_say() -> None:
     probabilities = logits.double().softmax(1)
     assert found.top1.tolist() == [True, False, False]
     assert found.top5.tolist() == [True, False, True]
+    assert found.predicted.tolist() == [0, 5, 0]
     right = probabilities[[0, 1, 2], [0, 0, 1]]
     assert found.nll == pytest.approx((-right.log()).numpy(), rel=1e-6)
     assert found.confidence == pytest.approx(probabilities.amax(1).numpy(), rel=1e-6)
@@ -122,8 +123,11 @@ def test_calibration_of_a_known_case() -> None:
     """Ten answers of confidence 0.9, of which six are right, and ten of 0.5, all right."""
     hits = np.array([True] * 6 + [False] * 4 + [True] * 10)
     confidence = np.array([0.9] * 10 + [0.5] * 10, np.float32)
-    found = Outcomes(hits, hits, np.zeros(20, np.float32), confidence)
+    found = Outcomes(hits, hits, np.zeros(20, np.float32), confidence, np.zeros(20, np.int32))
     assert found.ece == pytest.approx(0.5 * 0.3 + 0.5 * 0.5)
+    low, high = found.reliability()
+    assert low == pytest.approx({"share": 0.5, "confidence": 0.5, "accuracy": 1.0})
+    assert high == pytest.approx({"share": 0.5, "confidence": 0.9, "accuracy": 0.6})
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
@@ -134,7 +138,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
         p = rng.uniform(0.4, 1, 300).astype(np.float32)  # right with probability p: mean 0.7
         hits = rng.random(300) < p
         nll = np.where(hits, -np.log(p), -np.log1p(-np.minimum(p, 0.999))).astype(np.float32)
-        row = Outcomes(hits, hits, nll, p).figures()
+        row = Outcomes(hits, hits, nll, p, np.zeros(300, np.int32)).figures()
         low, high = row["top1_interval"]
         inside += low <= 0.7 <= high
         nlls += row["nll_interval"][0] <= 0.5311 <= row["nll_interval"][1]

@@ -107,7 +107,7 @@ def ensemble(
     result["cost"] = summed([row["cost"] for row in result["networks"]])
     if measured:
         last = measured[-1]
-        save_outcomes(group, data, last, found[last].fused)
+        save_outcomes(group, data, last, found[last].labels, found[last].fused)
     write_json(group / NAME, result)
     return result
 
@@ -244,6 +244,8 @@ def _add(result: dict[str, Any], split: str, found: Measured, curves: dict[str, 
         row[split] = of_network.figures()
     for name, of_method in found.fused.items():
         result["fused"][name][split] = of_method.figures()
+    reliability = found.fused[result["method"]].reliability()
+    result.setdefault("reliability", {})[split] = reliability
     shards = [row["shard"] for row in result["networks"]]
     accuracy = iter(found.curve)
     rows = {

@@ -19,19 +19,21 @@ _DRAWS = 10_000
 @dataclass(frozen=True)
 class Outcomes:
     """What became of each sample. top1, top5: (n,) bool, whether its class is the first, or among
-    the first five; nll: (n,) float32, nats; confidence: (n,) float32, probability of the first.
+    the first five; nll: (n,) float32, nats; confidence: (n,) float32, probability of the first;
+    predicted: (n,) int32, the first.
     """
 
     top1: NDArray[np.bool_]
     top5: NDArray[np.bool_]
     nll: NDArray[np.float32]
     confidence: NDArray[np.float32]
+    predicted: NDArray[np.int32]
 
     @classmethod
     def joined(cls, parts: list[Tensor]) -> "Outcomes":
         """Of what `outcomes` gave, batch by batch."""
         found = torch.cat(parts, dim=1).cpu().numpy()
-        return cls(found[0] > 0, found[1] > 0, found[2], found[3])
+        return cls(found[0] > 0, found[1] > 0, found[2], found[3], found[4].astype(np.int32))
 
     @property
     def ece(self) -> float:
@@ -45,6 +47,20 @@ class Outcomes:
         sums = np.bincount(bins, residual, BINS).astype(np.float64)
         squares = np.bincount(bins, residual**2, BINS)
         return sums, squares - sums**2 / len(residual)
+
+    def reliability(self) -> list[dict[str, float]]:
+        """Of each bin of confidence that has samples: their `share` of all, their mean
+        `confidence` and their `accuracy`.
+        """
+        bins = np.minimum((self.confidence * BINS).astype(np.int64), BINS - 1)
+        count = np.bincount(bins, minlength=BINS)
+        confidence = np.bincount(bins, self.confidence, BINS)
+        hits = np.bincount(bins, self.top1, BINS)
+        return [
+            {"share": count[b] / len(bins), "confidence": confidence[b] / count[b],
+             "accuracy": hits[b] / count[b]}
+            for b in np.flatnonzero(count)
+        ]  # fmt: skip
 
     def figures(self) -> dict[str, Any]:
         """top1, top5 (shares, with Wilson's interval), nll (normal), ece; `samples`."""
@@ -74,13 +90,13 @@ class Outcomes:
 
 
 def outcomes(logits: Tensor, labels: Tensor) -> Tensor:
-    """(4, B) float32 of a batch: top1, top5, nll, confidence. logits: (B, classes)."""
+    """(5, B) float32 of a batch: top1, top5, nll, confidence, predicted. logits: (B, classes)."""
     log_probabilities = logits.double().log_softmax(1)
     best = log_probabilities.topk(min(5, logits.shape[1]), dim=1)
     hits = best.indices == labels[:, None]
     nll = -log_probabilities.gather(1, labels[:, None])[:, 0]
-    return torch.stack([hits[:, 0].double(), hits.any(1).double(), nll,
-                        best.values[:, 0].exp()]).float()  # fmt: skip
+    rows = [hits[:, 0], hits.any(1), nll, best.values[:, 0].exp(), best.indices[:, 0]]
+    return torch.stack([row.double() for row in rows]).float()  # classes are exact up to 2²⁴
 
 
 def wilson(share: float, n: int) -> list[float]:

@@ -18,12 +18,13 @@ Advance = Callable[[int, str], None]
 class Measured:
     """What a pass found out. networks, fused: the outcomes of each; curve: accuracy of each
     pooling of which nothing more is kept; differ: (K, K) shares of samples to which two networks
-    give different classes.
+    give different classes; labels: (n,).
     """
 
     networks: list[Outcomes]
     fused: dict[str, Outcomes]
     curve: list[float]
+    labels: NDArray[np.int64]
     differ: NDArray[np.float64]
 
 
@@ -37,7 +38,7 @@ def measure(
     alone: list[list[Tensor]] = []
     together: dict[str, list[Tensor]] = {name: [] for name in fused}
     hits = torch.zeros(len(curve), dtype=torch.float64)
-    differ, samples = None, 0
+    differ, truth = None, list[Tensor]()
     for logits, labels in answers:
         alone = alone or [[] for _ in logits]
         for parts, one in zip(alone, logits, strict=True):
@@ -49,12 +50,14 @@ def measure(
         first = logits.argmax(2)
         pairs = (first[:, None] != first[None]).sum(2).double().cpu()
         differ = pairs if differ is None else differ + pairs
-        samples += len(labels)
+        truth.append(labels.cpu())
         advance(len(labels), "")
     assert differ is not None, "a split with samples"
+    samples = sum(map(len, truth))
     return Measured(
         networks=[Outcomes.joined(parts) for parts in alone],
         fused={name: Outcomes.joined(parts) for name, parts in together.items()},
         curve=(hits / samples).tolist(),
+        labels=torch.cat(truth).numpy(),
         differ=(differ / samples).numpy(),
     )

@@ -11,6 +11,8 @@ from pipeline.format.manifest import Manifest
 from trainer.data.selection import Prepared
 from trainer.record.rundir import RunDir, folder, shard_of
 from trainer.record.weights import identity
+from trainer.run.spec import NAME as SPEC
+from trainer.run.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -92,3 +94,19 @@ def missing_planes(members: Sequence[Member], data: Manifest) -> list[int]:
     """The planes that none of them sees."""
     seen = {k for member in members for k in member.planes}
     return sorted({*range(data.preparation.splits)} - seen)
+
+
+def data_of(group: Path) -> Path | None:
+    """The prepared directory that the runs of a group were trained on; None, with a word, where it
+    has gone or was prepared again since.
+    """
+    for path in sorted(group.glob(f"shard_*/{SPEC}")):
+        where = RunSpec.load(path).data
+        if not (where / manifest.NAME).exists():
+            log.warning("%s, which %s was trained on, is not there", where, group)
+        elif manifest.load(where).digest != manifest.load(path.parent).digest:
+            log.warning("%s was prepared again since %s was trained on it", where, group)
+        else:
+            return where
+        return None
+    raise ConfigError(f"{group} holds no runs: name the folder of the runs of one recipe")

@@ -21,11 +21,24 @@ NAME = "outcomes.parquet"
 _SPLIT = b"spectral.split"
 
 
-def save_outcomes(directory: Path, data: Prepared, split: str, found: dict[str, Outcomes]) -> None:
-    """Columns: id; `METHOD.top1` (bool) and `METHOD.nll` (nats) of each way to fuse."""
+def save_outcomes(
+    directory: Path,
+    data: Prepared,
+    split: str,
+    labels: NDArray[np.int64],
+    found: dict[str, Outcomes],
+) -> None:
+    """Columns: id, label; `METHOD.class` (the first), `METHOD.top1` (whether it is the label) and
+    `METHOD.nll` (nats) of each way to fuse.
+    """
     columns: dict[str, Any] = {"id": pa.array(samples.ids(data.directory, split), pa.string())}
+    columns["label"] = labels.astype(np.int32)
     for name, outcomes in found.items():
-        columns |= {f"{name}.top1": outcomes.top1, f"{name}.nll": outcomes.nll}
+        columns |= {
+            f"{name}.class": outcomes.predicted,
+            f"{name}.top1": outcomes.top1,
+            f"{name}.nll": outcomes.nll,
+        }
     table = pa.table(columns).replace_schema_metadata({_SPLIT: split.encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
