@@ -68,9 +68,9 @@ def average(answers: Answers, over: str) -> Fitted:
 def geometric(answers: Answers, over: str) -> Fitted:
     """Weights q·(1−q)^rank, ranks by accuracy; q has the best accuracy, then NLL."""
     ranks = ranked(answers)
-    tried = [(q, _geometric(ranks, q, over)) for q in GEOMETRIC_Q]
-    q, pooling = max(tried, key=lambda entry: _score(pool(answers, entry[1]), answers.labels))
-    return Fitted(pooling, {"q": q})
+    tried = [_geometric(ranks, q, over) for q in GEOMETRIC_Q]
+    best, _ = _best(answers, len(tried), lambda i: pool(answers, tried[i]))
+    return Fitted(tried[best], {"q": GEOMETRIC_Q[best]})
 
 
 def published(answers: Answers, q: float) -> Fitted:
@@ -91,7 +91,7 @@ def ranked(answers: Answers) -> list[int]:
 def single_best(answers: Answers, over: str) -> Fitted:
     """The most accurate network alone; of equal ones that with the least NLL."""
     networks = len(answers.logits)
-    best = max(range(networks), key=lambda k: _score(answers.logits[k], answers.labels))
+    best, _ = _best(answers, networks, lambda k: answers.logits[k])
     return Fitted(Pooling(_one_hot(best, networks), over=over), {"network": best})
 
 
@@ -104,13 +104,12 @@ def subset(answers: Answers, over: str) -> Fitted:
     total = torch.zeros_like(each[0])
     best, chosen, since = (-1.0, 0.0), counts, 0
     for members in range(1, _ROUNDS + 1):
-        means = [_as_logits((total + one) / members, over) for one in each]
-        scores = [_score(mean, answers.labels) for mean in means]
-        k = max(range(len(scores)), key=scores.__getitem__)
+        mean = _mean_with(total, each, members, over)
+        k, score = _best(answers, len(each), mean)
         counts[k] += 1
-        total = total + each[k]
-        if scores[k] > best:
-            best, chosen, since = scores[k], counts.copy(), 0
+        total += each[k]
+        if score > best:
+            best, chosen, since = score, counts.copy(), 0
         elif (since := since + 1) == len(each):
             break
     weights = tuple((chosen / chosen.sum()).tolist())
@@ -122,12 +121,34 @@ def best_order(answers: Answers) -> list[int]:
     left, order = list(range(len(answers.logits))), list[int]()
     total = torch.zeros_like(answers.logits[0])
     while left:
-        means = [(total + answers.logits[k]) / (len(order) + 1) for k in left]
-        scores = [_score(mean, answers.labels) for mean in means]
-        k = left.pop(max(range(len(left)), key=scores.__getitem__))
-        order.append(k)
-        total = total + answers.logits[k]
+        mean = _mean_with(total, answers.logits, len(order) + 1, "logits")
+        best, _ = _best(answers, len(left), lambda i: mean(left[i]))  # noqa: B023 - used at once
+        order.append(left.pop(best))
+        total += answers.logits[order[-1]]
     return order
+
+
+def _mean_with(total: Tensor, each: Tensor, members: int, over: str) -> Callable[[int], Tensor]:
+    """The mean of a sum and network k, as logits; one at a time, as they are large."""
+
+    def mean(k: int) -> Tensor:
+        found = (total + each[k]) / members
+        return found if over == "logits" else found.log()
+
+    return mean
+
+
+def _best(
+    answers: Answers, count: int, logits_of: Callable[[int], Tensor]
+) -> tuple[int, tuple[float, float]]:
+    """Which of some (n, classes) has the best accuracy, of equal ones the least NLL; and both
+    figures, the larger, the better.
+    """
+    accuracy = [top1(logits_of(i), answers) for i in range(count)]
+    equal = [i for i in range(count) if accuracy[i] == max(accuracy)]
+    losses = [float(F.cross_entropy(logits_of(i), answers.labels)) for i in equal]
+    at = losses.index(min(losses))
+    return equal[at], (accuracy[equal[at]], -losses[at])
 
 
 def learned(answers: Answers, among: list[int] | None = None) -> list[float]:
@@ -193,16 +214,6 @@ def nll(logits: Tensor, labels: Tensor) -> float:
 def top1(logits: Tensor, answers: Answers) -> float:
     """Share of samples whose class has the largest of these (n, classes)."""
     return float((logits.argmax(1) == answers.labels).double().mean())
-
-
-def _score(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Accuracy, then likelihood: the larger, the better."""
-    hits = (logits.argmax(1) == labels).double().mean()
-    return float(hits), -float(F.cross_entropy(logits, labels))
-
-
-def _as_logits(mean: Tensor, over: str) -> Tensor:
-    return mean if over == "logits" else mean.log()
 
 
 def _one_hot(k: int, networks: int) -> tuple[float, ...]:
