@@ -19,6 +19,7 @@ from pipeline.console import (
 )
 from pipeline.errors import ConfigError, SourceError
 from trainer.console import data_options, execution_options, runs_option, show_log
+from trainer.run.worker import worker
 
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
@@ -35,6 +36,9 @@ def main(verbose: bool) -> None:
     spectral ensemble                                       one fused classifier, measured
     """  # noqa: D301 - click wants the control character
     show_log(verbose=verbose)
+
+
+main.add_command(worker)
 
 
 @main.command()

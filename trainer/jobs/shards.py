@@ -25,6 +25,8 @@ from trainer.run.execution import Execution
 from trainer.run.fit import ProgressBar
 from trainer.run.spec import NAME, RunSpec
 
+# Run as a file, it finds this very code whatever PYTHONPATH and the working directory hold
+_PROGRAM = Path(__file__).parents[2] / "spectral_shards.py"
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
 
 
@@ -135,7 +137,7 @@ def _queued(specs: list[RunSpec], data: Prepared, wanted: Wanted) -> Iterator[st
 
 
 def _job(spec: RunSpec, shard: str) -> Job:
-    worker = (sys.executable, "-P", "-m", "trainer.run.worker", str(spec.directory / NAME))
+    worker = (sys.executable, "-P", str(_PROGRAM), "worker", str(spec.directory / NAME))
     return Job(
         shard=shard,
         directory=spec.directory,
