@@ -113,6 +113,7 @@ def test_a_wheel_carries_the_data_files_and_works_elsewhere(tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"cli.py", "pipeline/datasets.toml", "trainer/recipes/ours/digits.toml"} <= set(names)
+    assert {"spectral_shards.py", "pipeline/py.typed", "trainer/py.typed"} <= set(names)
 
     env = tmp_path / "env"
     subprocess.run(
