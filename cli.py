@@ -178,6 +178,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 @click.option("--shard", "shards", required=True, help="7, 0-3, 3,5, all; 0+1+2: together.")
 @data_options
 @click.option("--recipe", help="A recipe's name or file [default: the data set's].")
+@click.option("--model", help="Its network: see `spectral networks`; --set model=… in short.")
 @click.option(
     "--set",
     "settings",
@@ -198,6 +199,7 @@ def train(
     shards: str,
     data: Path | None,
     recipe: str | None,
+    model: str | None,
     settings: tuple[str, ...],
     name: str | None,
     runs: Path | None,
@@ -241,6 +243,8 @@ def train(
         compile_network=compile_network,
         tensorboard=tensorboard,
     )
+    if model is not None:
+        settings = (f"model={model}", *settings)
     numbers = parse_shards(shards, prepared.manifest.preparation.splits)
 
     def specs_of(changes: tuple[str, ...], folder: str | None) -> list[RunSpec]:

@@ -15,6 +15,7 @@ from trainer.data.selection import Prepared
 from trainer.jobs.queue import Entry, Job, Queue
 from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.jobs.watch import watch
+from trainer.models import others
 from trainer.process.mps import shared_gpus
 from trainer.recipes.cookbook import resolve
 from trainer.record.rundir import RunDir, folder, group_directory
@@ -23,6 +24,7 @@ from trainer.run import setup
 from trainer.run.carry_out import carry_out, first_weights
 from trainer.run.execution import Execution
 from trainer.run.fit import ProgressBar
+from trainer.run.network import check_network
 from trainer.run.spec import NAME, RunSpec
 
 # Run as a file, it finds this very code whatever PYTHONPATH and the working directory hold
@@ -55,6 +57,9 @@ def make_specs(
     """
     found = resolve(recipe_name or default_recipe(data), settings)
     setup.check(found.recipe, data)
+    code = others.home(found.recipe.model)
+    for count in {len(planes) for planes in shards}:
+        check_network(found.recipe, data.manifest, count, code)
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
     label = found.label
@@ -80,6 +85,7 @@ def make_specs(
                 init=init if before is None else None,
                 init_run=before,
                 after=() if before is None else (before,),
+                code=code,
             )
         )
     return specs

@@ -1,14 +1,16 @@
-"""Networks by name: (classes, channels, size) in, a torch module out.
+"""Builds a network by its name: one of ours, of timm's, or of the user's own.
 
-A new family is one module here and one line in `_FAMILIES`. `width` is always the channels of
-the first stage's 3×3 convolutions (of `fc`, the units of a layer); factors stand in the name.
+A new family of ours is one module here and one line in `_FAMILIES`. `width` is always the channels
+of the first stage's 3×3 convolutions (of `fc`, the units of a layer); factors stand in the name.
 """
 
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from pipeline.errors import ConfigError
@@ -18,6 +20,8 @@ from trainer.models import (
     cnn,
     densenet,
     fc,
+    others,
+    probe,
     pyramidnet,
     resnet_cifar,
     resnet_imagenet,
@@ -77,16 +81,34 @@ _GIVEN = ("classes", "channels", "size")
 _KINDS = {int: "an integer", float: "a number", bool: "true or false"}
 
 
-def build(name: str, *, classes: int, channels: int, size: int, **args: Any) -> nn.Module:
+def build(
+    name: str,
+    folder: Path | None = None,
+    /,
+    *,
+    classes: int,
+    channels: int,
+    size: int,
+    **args: Any,
+) -> nn.Module:
     """The network `name` for square inputs of `size` px: (B, channels, size, size) float →
     (B, classes) logits. ConfigError for a name, argument or size that it does not know.
+    `folder`: in which the module of a network of the user's own lies.
     """
-    family, numbers = _find(name)
+    given = {"classes": classes, "channels": channels, "size": size}
     try:
+        if others.is_other(name):
+            return others.build(name, folder, **given, **args)
+        family, numbers = _find(name)
         _check(args, _parameters(family))
-        return family.build(*numbers, classes=classes, channels=channels, size=size, **args)
+        return family.build(*numbers, **given, **args)
     except ConfigError as error:
         raise ConfigError(f"network {name}: {error}") from error
+    except Exception as error:  # of somebody else's code
+        unclear = isinstance(error, RuntimeError) and torch.get_default_device().type == "meta"
+        if unclear or not others.is_other(name):  # see `probe`
+            raise
+        raise ConfigError(f"network {name}: {probe.shortened(error)}") from error
 
 
 def examples() -> list[str]:
@@ -103,7 +125,10 @@ def _find(name: str) -> tuple[Family, list[int]]:
     for family in _FAMILIES:
         if match := re.fullmatch(family.pattern, name, re.ASCII):
             return family, [int(group) for group in match.groups()]
-    raise ConfigError(f"no network {name!r}; known are {', '.join(examples())}")
+    raise ConfigError(
+        f"no network of this name; known are {', '.join(examples())}; timm:NAME, and "
+        "module:function of your own"
+    )
 
 
 def _parameters(family: Family) -> list[inspect.Parameter]:
