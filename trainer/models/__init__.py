@@ -23,11 +23,8 @@ from trainer.models import (
     others,
     probe,
     pyramidnet,
-    resnet_cifar,
-    resnet_imagenet,
+    resnet,
     resnet_preact,
-    resnet_zero,
-    resnext,
     shake_shake,
     vgg,
     wrn,
@@ -45,11 +42,11 @@ class Family(NamedTuple):
 
 
 _FAMILIES = (
-    Family(r"cifar-resnet(\d+)", "cifar-resnet20 (any 6n+2)", resnet_cifar.build),
+    Family(r"cifar-resnet(\d+)", "cifar-resnet20 (any 6n+2)", resnet.build_cifar),
     Family(r"fc(\d+)", "fc8 (any depth)", fc.build),
     Family(r"cnn", "cnn", cnn.build),
-    Family(r"resnet(\d+)", "resnet18, resnet34, resnet50", resnet_imagenet.build),
-    Family(r"resnet(\d+)x(\d+)", "resnet20x4 and resnet18x1 (depth, width)", resnet_zero.build),
+    Family(r"resnet(\d+)", "resnet18, resnet34, resnet50", resnet.build),
+    Family(r"resnet(\d+)x(\d+)", "resnet20x4 and resnet18x1 (depth, width)", resnet.build_zero),
     Family(r"preact-resnet(\d+)", "preact-resnet20 (any 6n+2)", resnet_preact.build),
     Family(r"se-preact-resnet(\d+)", "se-preact-resnet56 (any 6n+2)", resnet_preact.build_se),
     Family(
@@ -65,11 +62,11 @@ _FAMILIES = (
         "imagenet-pyramidnet-200-300",
         pyramidnet.build_imagenet,
     ),
-    Family(r"resnext(\d+)-(\d+)x(\d+)d", "resnext29-8x64d", resnext.build),
+    Family(r"resnext(\d+)-(\d+)x(\d+)d", "resnext29-8x64d", resnet.build_cifar_resnext),
     Family(
         r"imagenet-resnext(\d+)-(\d+)x(\d+)d",
         "imagenet-resnext50-32x4d",
-        resnet_imagenet.build_resnext,
+        resnet.build_resnext,
     ),
     Family(r"shake-shake(\d+)-2x(\d+)d", "shake-shake26-2x64d", shake_shake.build),
     Family(r"vgg15", "vgg15", vgg.build_cifar),
