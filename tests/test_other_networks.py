@@ -287,3 +287,18 @@ def test_a_users_network_starts_from_a_file(data: Path, folder: Path, tmp_path: 
     pretrained.start_from(ours, tmp_path / "first.pth")
     assert torch.equal(ours.state_dict()["0.0.weight"], first.state_dict()["0.0.weight"])
     assert "1 epochs" in carry_out(spec, silent)
+
+
+def test_networks_are_listed_and_searched() -> None:
+    """Ours with their parameters; timm's are counted, and named where words choose."""
+    lines = spectral_here("networks").stdout.splitlines()
+    assert any(line.split()[:2] == ["resnet18", "11,681,832"] for line in lines)
+    assert f"timm:NAME: {len(timm.list_models()):,} networks of timm" in lines[-2]
+    found = json.loads(spectral_here("networks", "ResNet", "18", "--json").stdout)
+    assert [each["name"] for each in found["ours"]] == [
+        *("resnet18", "resnet18x1", "imagenet-preact-resnet18"),
+    ]
+    assert "timm:seresnet18" in found["timm"]
+    assert "timm:seresnet18" in spectral_here("networks", "resnet18").stdout.splitlines()
+    none = spectral_here("networks", "nosuch")
+    assert (none.returncode, "no network with nosuch" in none.stderr) == (1, True)
