@@ -31,7 +31,7 @@ LAYERS = {
         ("console",),
         ("process", "recipes", "models"),
         ("data", "methods"),
-        ("record",),
+        ("api", "record"),
         ("reports",),
         ("run",),
         ("jobs", "fusion"),
