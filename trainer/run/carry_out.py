@@ -54,7 +54,7 @@ def carry_out(spec: RunSpec, progress_bar: ProgressBar) -> str:
                 run.check_source(source)
                 run.start(recipe, data, spec.planes, weights, source)
                 spec.save()
-            world.wait()
+            world.wait_long()  # the first one may have read all files of the shard
             result = _train(context, stop, progress_bar, status)
             if world.leads:
                 run.finish(result)
