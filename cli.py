@@ -13,11 +13,10 @@ from pipeline.console import (
     Group,
     json_option,
     prepare_options,
-    printable,
     progress_display,
     stopped_by_signals,
 )
-from pipeline.errors import ConfigError, SourceError
+from pipeline.errors import SourceError
 from trainer.console import (
     FORMS,
     METHODS,
@@ -27,6 +26,7 @@ from trainer.console import (
     runs_option,
     show_log,
 )
+from trainer.run.worker import worker
 
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
@@ -43,6 +43,9 @@ def main(verbose: bool) -> None:
     spectral ensemble                                       one fused classifier, measured
     """  # noqa: D301 - click wants the control character
     show_log(verbose=verbose)
+
+
+main.add_command(worker)
 
 
 @main.command()
@@ -63,14 +66,7 @@ def datasets(as_json: bool) -> None:
         click.echo(json.dumps([asdict(spec) for spec in specs], indent=1))
         return
     for spec in specs:
-        sizes = [f"{spec.size} px"] + [f"{px} px for --splits {n}" for n, px in spec.sizes.items()]
-        counts = ", ".join(f"{count:,} {split}" for split, count in spec.images.items())
-        click.echo(f"{spec.name}: {spec.title}")
-        click.echo(
-            f"  {spec.classes:,} classes, {counts}; {', '.join(sizes)}; "
-            f"{'grey' if spec.channels == 1 else 'RGB'}; recipe {spec.recipe}"
-        )
-        click.echo(f"  source: {', '.join(spec.layouts)}; get it: {spec.get}; terms: {spec.terms}")
+        click.echo("\n".join(spec.lines()))
 
 
 @main.command()
@@ -100,7 +96,7 @@ def prepare(
     import os
 
     with stopped_by_signals():  # from here on, as the imports take a while
-        from pipeline.inspection.inspect import describe, lines
+        from pipeline.inspection.inspect import bad_images, bad_lines, describe, lines
         from pipeline.preparation import preparation
         from pipeline.stage.prepare import prepare as run
 
@@ -116,14 +112,14 @@ def prepare(
         )
         found = describe(done.directory)
         if report_bad:
-            found["bad"] = _bad(done.directory)
+            found["bad"] = bad_images(done.directory)
         if as_json:
             click.echo(json.dumps(found, indent=1))
             return
         click.echo("already finished:" if done.existed else "finished:")
         click.echo("\n".join(lines(found)))
         if report_bad:
-            _echo_bad(found["bad"])
+            click.echo("\n".join(bad_lines(found["bad"])))
 
 
 @main.command()
@@ -136,15 +132,15 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
 
     Example: spectral inspect data/cifar10/sub4 --png sheet.png
     """
-    from pipeline.inspection.inspect import describe, lines
+    from pipeline.inspection.inspect import bad_images, bad_lines, describe, lines
 
     if png is not None and png.suffix.lower() != ".png":
         raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
     found = describe(path)
     if bad:
-        found["bad"] = _bad(path)
+        found["bad"] = bad_images(path)
         if not as_json:
-            _echo_bad(found["bad"])
+            click.echo("\n".join(bad_lines(found["bad"])))
             return
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
     if png is not None:
@@ -182,6 +178,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 @click.option("--shard", "shards", help="7, 0-3, 3,5, all; 0+1+2: together.")
 @data_options
 @click.option("--recipe", help="A recipe's name or file [default: the data set's].")
+@click.option("--model", help="Its network: see `spectral networks`; --set model=… in short.")
 @click.option(
     "--set",
     "settings",
@@ -207,6 +204,7 @@ def train(
     plan_file: Path | None,
     data: Path | None,
     recipe: str | None,
+    model: str | None,
     settings: tuple[str, ...],
     name: str | None,
     runs: Path | None,
@@ -251,6 +249,8 @@ def train(
         compile_network=compile_network,
         tensorboard=tensorboard,
     )
+    if model is not None:
+        settings = (f"model={model}", *settings)
     common: dict[str, Any] = {"init": init, "init_shard": init_shard, "execution": execution}
     root, splits = runs_root(runs), prepared.manifest.preparation.splits
     numbers = None if shards is None else parse_shards(shards, splits)
@@ -302,6 +302,21 @@ def recipes(words: tuple[str, ...], as_json: bool) -> None:
         return
     rows = chosen(words)
     click.echo(json.dumps([row[0] for row in rows], indent=1) if as_json else table(rows))
+
+
+@main.command()
+@click.argument("words", nargs=-1)
+@json_option
+def networks(words: tuple[str, ...], as_json: bool) -> None:
+    """List the networks that `train --model` takes, with their parameters.
+
+    WORDS choose: those whose names hold all of them, of ours and of timm's.
+
+    Example: spectral networks vit tiny
+    """
+    from trainer.models.listing import shown, values
+
+    click.echo(json.dumps(values(words), indent=1) if as_json else shown(words))
 
 
 @main.command()
@@ -624,21 +639,6 @@ def demo(out: Path, json_file: Path | None) -> None:
             progress=progress_display(False),
         )
     click.echo(run(out, json_file, progress_display(False)))
-
-
-def _bad(directory: Path) -> list[dict[str, str]]:
-    """`id` and `reason` of each image that could not be used."""
-    from pipeline.stage.samples import quarantined
-
-    if directory.is_file():
-        raise ConfigError(f"{directory} is a file: name its prepared directory")
-    return [{"id": sample, "reason": reason} for sample, reason in quarantined(directory)]
-
-
-def _echo_bad(bad: list[dict[str, str]]) -> None:
-    click.echo(f"{len(bad)} images could not be used" + ":" * bool(bad))
-    for row in bad:
-        click.echo(f"  {printable(row['id'])}: {printable(row['reason'])}")
 
 
 if __name__ == "__main__":

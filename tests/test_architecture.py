@@ -28,9 +28,10 @@ LAYERS = {
         ("inspection",),
     ),
     "trainer": (
-        ("process", "recipes", "models", "console"),
+        ("console",),
+        ("process", "recipes", "models"),
         ("data", "methods"),
-        ("record",),
+        ("api", "record"),
         ("reports",),
         ("run",),
         ("jobs", "fusion"),
@@ -91,7 +92,8 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "prepare", "train", "recipes", "runs", "plot", "ensemble", "predict", "demo"]
+    "command",
+    ["", "prepare", "train", "networks", "recipes", "runs", "plot", "ensemble", "predict", "demo"],
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
     """`--help` answers at once: no torch, ffcv or numba is loaded for it."""
@@ -113,6 +115,7 @@ def test_a_wheel_carries_the_data_files_and_works_elsewhere(tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"cli.py", "pipeline/datasets.toml", "trainer/recipes/ours/digits.toml"} <= set(names)
+    assert {"spectral_shards.py", "pipeline/py.typed", "trainer/py.typed"} <= set(names)
 
     env = tmp_path / "env"
     subprocess.run(

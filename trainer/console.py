@@ -1,6 +1,8 @@
 """What the commands that train, and use what was trained, share: options and the log."""
 
 import logging
+from collections.abc import Collection, Iterable, Sequence
+from io import StringIO
 
 import click
 
@@ -9,6 +11,8 @@ from pipeline.console import PATH, Echo, apply
 METHODS = ("learned", "average", "geometric", "single-best", "subset")  # to fuse networks
 OVER = ("logits", "probabilities")  # that are fused
 FORMS = ("table", "csv", "jsonl")  # of predictions
+_WIDTH = 1000  # characters: lines are never broken, so that they can be searched
+
 data_options = apply(
     click.option(
         "--data",
@@ -55,6 +59,25 @@ execution_options = apply(
         help="Without a GPU: shards at a time; they share the cores [default: 1].",
     ),
 )
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str]
+) -> list[str]:
+    """Lines for people, under a head; figures stand to the `right` of their columns."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        side = "right" if column in right else "left"
+        found.add_column(column, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    for row in rows:
+        found.add_row(*map(Text, row))
+    lines = StringIO()
+    Console(file=lines, width=_WIDTH, color_system=None).print(found)
+    return [line.rstrip() for line in lines.getvalue().splitlines()]
 
 
 def show_log(*, verbose: bool) -> None:

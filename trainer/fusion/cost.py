@@ -1,17 +1,16 @@
 """What a trained network cost, and costs to use, so that classifiers can be compared fairly."""
 
-import json
-from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.format.manifest import Manifest
-from trainer import models
 from trainer.fusion.members import Member
-from trainer.run.network import recipe_of
+from trainer.run.network import network_on_meta, recipe_of
 
+_sizes: dict[str, tuple[int, int]] = {}
 _BACKWARD = 2  # times a forward pass: gradients of inputs and of weights
 
 
@@ -20,9 +19,11 @@ def cost(member: Member, data: Manifest) -> dict[str, Any]:
     are 2); of training `images`, `pflop` (three forward passes an image), `hours`.
     """
     recipe, result = recipe_of(member.run), member.run.result or {}
-    channels, height, width = data.preparation.input_shape
-    shape = len(member.planes) * channels, height, width
-    parameters, flops = _size(recipe.model, json.dumps(recipe.model_args), len(data.classes), shape)
+    shape = _input_shape(data, len(member.planes))
+    key = f"{recipe.model} {recipe.model_args} {len(data.classes)} {shape}"
+    if key not in _sizes:  # the networks of a group are of one size
+        _sizes[key] = _size(network_on_meta(member.run, data, len(member.planes)), shape)
+    parameters, flops = _sizes[key]
     images = int(result.get("steps", 0)) * min(recipe.batch_size, data.written("train"))
     return {
         "parameters": parameters,
@@ -33,16 +34,15 @@ def cost(member: Member, data: Manifest) -> dict[str, Any]:
     }
 
 
-@cache
-def _size(model: str, arguments: str, classes: int, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Parameters, and FLOPs of an image (C, H, W); the networks of a group are of one size."""
-    with torch.device("meta"):
-        channels, size, _ = shape
-        network = models.build(
-            model, classes=classes, channels=channels, size=size, **json.loads(arguments)
-        ).eval()
-        with FlopCounterMode(display=False) as counter:
-            network(torch.empty(1, *shape))
+def _input_shape(data: Manifest, planes: int) -> tuple[int, int, int]:
+    channels, height, width = data.preparation.input_shape
+    return planes * channels, height, width
+
+
+def _size(network: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Parameters, and FLOPs of an image (C, H, W)."""
+    with FlopCounterMode(display=False) as counter:
+        network.eval()(torch.empty(1, *shape, device="meta"))
     return sum(p.numel() for p in network.parameters()), int(counter.get_total_flops())
 
 

@@ -15,6 +15,7 @@ from trainer.data.selection import Prepared, parse_shards
 from trainer.jobs.queue import Entry, Job, Queue
 from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.jobs.watch import watch
+from trainer.models import others
 from trainer.process.mps import shared_gpus
 from trainer.recipes.cookbook import resolve
 from trainer.recipes.plan import TrainingPlan
@@ -24,8 +25,11 @@ from trainer.run import setup
 from trainer.run.carry_out import carry_out, first_weights
 from trainer.run.execution import Execution
 from trainer.run.fit import ProgressBar
+from trainer.run.network import check_network
 from trainer.run.spec import NAME, RunSpec
 
+# Run as a file, it finds this very code whatever PYTHONPATH and the working directory hold
+_PROGRAM = Path(__file__).parents[2] / "spectral_shards.py"
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
 
 
@@ -54,6 +58,9 @@ def make_specs(
     """
     found = resolve(recipe_name or default_recipe(data), settings)
     setup.check(found.recipe, data)
+    code = others.home(found.recipe.model)
+    for count in {len(planes) for planes in shards}:
+        check_network(found.recipe, data.manifest, count, code)
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
     label = found.label
@@ -79,6 +86,7 @@ def make_specs(
                 init=init if before is None else None,
                 init_run=before,
                 after=() if before is None else (before,),
+                code=code,
             )
         )
     return specs
@@ -169,7 +177,7 @@ def _queued(specs: list[RunSpec], data: Prepared, wanted: Wanted) -> Iterator[st
 
 
 def _job(spec: RunSpec, shard: str) -> Job:
-    worker = (sys.executable, "-P", "-m", "trainer.run.worker", str(spec.directory / NAME))
+    worker = (sys.executable, "-P", str(_PROGRAM), "worker", str(spec.directory / NAME))
     return Job(
         shard=shard,
         directory=spec.directory,

@@ -8,10 +8,12 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, describe
+from trainer import console
 from trainer.record.rundir import shard_of
 from trainer.record.runlog import NAME, Status, status
 from trainer.record.status import ACTIVE, is_active, read
@@ -150,22 +152,19 @@ def _state(directory: Path) -> tuple[str, str | None]:
 
 
 _COLUMNS = ("shard", "state", "epoch", "step", "calib", "val", "images/s", "time", "last row")
+_FIGURES = [column for column in _COLUMNS if column != "state"]
 
 
 def table(runs: list[Run], root: Path) -> str:
     """For people: a block for each recipe on each prepared data set."""
     if not runs:
         return f"no such runs in {root}"
-    cells = [_cells(run) for run in runs]
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *cells, strict=True)]
     lines: list[str] = []
-    group = None
-    for run, row in zip(runs, cells, strict=True):
-        if run.directory.parent != group:
-            group = run.directory.parent
-            lines += [*[""] * bool(lines), f"{run.dataset}/{run.folder}, {run.recipe}"]
-            lines.append(_line(_COLUMNS, widths))
-        lines.append(_line(row, widths))
+    for _, group in groupby(runs, lambda run: run.directory.parent):
+        first, *more = group
+        lines += [*[""] * bool(lines), f"{first.dataset}/{first.folder}, {first.recipe}"]
+        rows = map(_cells, (first, *more))
+        lines += [f"  {line}" for line in console.table(_COLUMNS, rows, _FIGURES)]
     return "\n".join([*lines, *_errors(runs)])
 
 
@@ -173,14 +172,6 @@ def _errors(runs: list[Run]) -> Iterator[str]:
     for run in runs:
         if run.error and run.state == "failed":
             yield f"{run.directory} failed: {run.error}"
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    """State is text, the rest are figures."""
-    return "  " + "  ".join(
-        cell.ljust(width) if i == 1 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
 
 
 def _cells(run: Run) -> tuple[str, ...]:
