@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import ConfigError, some
+from pipeline.errors import ConfigError, first_few
 from pipeline.format import manifest
 from pipeline.format.beton import PARTIAL
 from pipeline.format.samples import NAME as SAMPLES
@@ -27,8 +27,8 @@ def refuse_foreign(directory: Path) -> None:
     """ConfigError if there is anything in `directory` that no run of ours has put there."""
     if directory.is_dir() and (foreign := sorted(_foreign(directory))):
         raise ConfigError(
-            f"{directory} holds what is not of this tool: {some(foreign)}. Move it away, or choose "
-            "another --out"
+            f"{directory} holds what is not of this tool: {first_few(foreign)}. Move it away, or "
+            "choose another --out"
         )
 
 
