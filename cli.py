@@ -215,7 +215,7 @@ def train(
 
     Several shards run in processes of their own, one on each GPU at a time; those that fail are
     named at the end. A finished run is left as it is. An unfinished one goes on from its last
-    checkpoint; SIGTERM and SIGUSR1 make it write one and end with status 75.
+    checkpoint; SIGTERM, SIGUSR1 and SIGUSR2 make it write one and end with status 75.
 
     Example: spectral train --shard 0-3 --dataset cifar10 --splits 4 --set epochs=10
     """

@@ -61,8 +61,8 @@ class PlainCommand(_PlainErrors):
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """StoppedError for SIGTERM and SIGUSR1, which Slurm sends before it takes a node."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    """StoppedError for the signals that Slurm sends before it takes a node."""
+    numbers = StoppedError.signals
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in numbers:
