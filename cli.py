@@ -18,7 +18,8 @@ from pipeline.console import (
     stopped_by_signals,
 )
 from pipeline.errors import ConfigError, SourceError
-from trainer.console import data_options, execution_options, runs_option, show_log
+from trainer.cluster.commands import submit
+from trainer.console import data_options, parallel_options, run_options, runs_option, show_log
 
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
@@ -171,45 +172,11 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 
 
 @main.command()
-@click.option("--shard", "shards", required=True, help="7, 0-3, 3,5, all; 0+1+2: together.")
-@data_options
-@click.option("--recipe", help="A recipe's name or file [default: the data set's].")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a value of the recipe, e.g. optimizer.lr=0.05; may be repeated.",
-)
-@click.option("--name", help="Folder of the runs, in place of RECIPE+KEY=VALUE….")
-@click.option(
-    "--init", type=PATH, help="Start from these weights: our, torchvision's or timm's file."
-)
-@click.option("--init-shard", type=int, help="Start from the best weights of this shard.")
-@execution_options
+@run_options
+@parallel_options
 @click.option("--dry-run", is_flag=True, help="Say what would be trained; write nothing.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Train with so many seeds.")
-@runs_option
 def train(
-    shards: str,
-    data: Path | None,
-    recipe: str | None,
-    settings: tuple[str, ...],
-    name: str | None,
-    runs: Path | None,
-    init: Path | None,
-    init_shard: int | None,
-    save_every: str,
-    feed: str,
-    deterministic: bool,
-    compile_network: bool,
-    tensorboard: bool,
-    gpus: int | None,
-    jobs_per_gpu: int | None,
-    jobs: int | None,
-    dry_run: bool,
-    seeds: int,
-    **wanted: Any,
+    gpus: int | None, jobs_per_gpu: int | None, jobs: int | None, dry_run: bool, **asked: Any
 ) -> None:
     """Train one ordinary network per shard.
 
@@ -222,40 +189,12 @@ def train(
     from trainer.process.stop import leave_when_asked
 
     leave_when_asked()
-    from trainer.data.selection import parse_shards, runs_root, select
+    from trainer.jobs.asked import runs_asked_for
     from trainer.jobs.dryrun import dry_run as rehearse
-    from trainer.jobs.shards import make_specs, run_specs, spread_of, with_seeds
+    from trainer.jobs.shards import run_specs, spread_of
     from trainer.jobs.slots import Wanted
-    from trainer.run.execution import Execution, Interval
-    from trainer.run.spec import RunSpec
 
-    prepared = select(data, **wanted)
-    execution = Execution(
-        feed=feed,
-        save_every=Interval.parse(save_every),
-        deterministic=deterministic,
-        compile_network=compile_network,
-        tensorboard=tensorboard,
-    )
-    numbers = parse_shards(shards, prepared.manifest.preparation.splits)
-
-    def specs_of(changes: tuple[str, ...], folder: str | None) -> list[RunSpec]:
-        return make_specs(
-            prepared,
-            numbers,
-            recipe,
-            changes,
-            runs_root(runs),
-            name=folder,
-            init=init,
-            init_shard=init_shard,
-            execution=execution,
-        )
-
-    specs = specs_of(settings, name)
-    if seeds > 1:
-        each = with_seeds(settings, name, specs[0].recipe.seed, seeds)
-        specs = [spec for changes, folder in each for spec in specs_of(changes, folder)]
+    prepared, specs = runs_asked_for(**asked)
     if dry_run:
         lines: Iterator[str] = (line for spec in specs for line in rehearse(spec))
     else:
@@ -263,9 +202,10 @@ def train(
         lines = run_specs(specs, prepared, parallel, progress_display(False))
     for line in lines:
         click.echo(line)
-    if seeds > 1 and not dry_run:
-        for at in range(len(numbers)):
-            click.echo(spread_of(specs[at :: len(numbers)], prepared))
+    if asked["seeds"] > 1 and not dry_run:
+        shards = len(specs) // asked["seeds"]
+        for at in range(shards):
+            click.echo(spread_of(specs[at::shards], prepared))
 
 
 @main.command()
@@ -429,6 +369,9 @@ def demo(out: Path, json_file: Path | None) -> None:
             progress=progress_display(False),
         )
     click.echo(run(out, json_file, progress_display(False)))
+
+
+main.add_command(submit)
 
 
 def _bad(directory: Path) -> list[dict[str, str]]:

@@ -15,12 +15,12 @@ from tests.conftest import ROOT
 SHARED = {
     *("format.beton", "format.manifest", "format.zstd", "planes.imaging"),
     *("preparation", "transforms", "catalogue"),
-    *("console", "cpus", "errors", "files"),
+    *("console", "cpus", "errors", "files", "ranges"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
 LAYERS = {
     "pipeline": (
-        ("choices", "cpus", "errors", "files", "jit", "progress", "transforms", "digits"),
+        ("choices", "cpus", "errors", "files", "jit", "progress", "ranges", "transforms", "digits"),
         ("catalogue", "console"),
         ("preparation",),
         ("planes", "sources", "format"),
@@ -34,6 +34,7 @@ LAYERS = {
         ("reports",),
         ("run",),
         ("jobs", "fusion"),
+        ("cluster",),
         ("demo",),
     ),
 }

@@ -28,7 +28,6 @@ INTERRUPT_DELAY = 1.0
 STOPPED = StoppedError.exit_status
 INTERRUPTED = 130
 _TETHER = Path(__file__).with_name("tether.py")
-_QUOTED = 1 << 16  # bytes at the end of what a process said in which its error is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,13 +152,7 @@ class Launched:
         return who + (said.removeprefix("Error: ") or f"ended with exit status {status}")
 
     def _said(self, rank: int) -> str:
-        """Its last line that begins with `Error: `, else its last line."""
-        path, start = self._stderr[rank], self._starts[rank]
-        with path.open("rb") as file:
-            file.seek(max(start, path.stat().st_size - _QUOTED))
-            lines = file.read().decode(errors="replace").splitlines()
-        errors = [line for line in lines if line.startswith("Error: ")]
-        return (errors or [line.strip() for line in lines if line.strip()] or [""])[-1]
+        return stderr.last_error(self._stderr[rank], self._starts[rank])
 
 
 def _start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

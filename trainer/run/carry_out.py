@@ -62,7 +62,7 @@ def _train(
     context: RunContext, stop: StopRequest, progress_bar: ProgressBar, status: Status | None
 ) -> dict[str, Any]:
     """From the last checkpoint, if there is one, to the figures of the best network."""
-    store = CheckpointStore(context)
+    store = CheckpointStore(context, status)
     store.resume()
     with closing(Recorder(context, store.progress, status)) as recorder:
         fit(context, store, recorder, stop, progress_bar)
