@@ -18,7 +18,7 @@ from pipeline.console import (
     stopped_by_signals,
 )
 from pipeline.errors import ConfigError, SourceError
-from trainer.cluster.commands import submit
+from trainer.cluster.commands import status, submit
 from trainer.console import data_options, parallel_options, run_options, runs_option, show_log
 
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
@@ -80,6 +80,7 @@ def prepare(
     image_timeout: float,
     overwrite: bool,
     report_bad: bool,
+    part: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -95,12 +96,33 @@ def prepare(
     with stopped_by_signals():  # from here on, as the imports take a while
         from pipeline.inspection.inspect import describe, lines
         from pipeline.preparation import preparation
+        from pipeline.stage.part import prepare_part
         from pipeline.stage.prepare import prepare as run
 
+        prep = preparation(dataset, splits, **options)
+        source = source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset
+        out = out or Path(os.environ.get("SPECTRAL_DATA", "data"))
+        if part is not None:
+            if overwrite:
+                raise ConfigError(
+                    "--overwrite with --part: remove the directory, once for all parts"
+                )
+            made = prepare_part(
+                prep,
+                source,
+                out,
+                part,
+                workers=workers or len(os.sched_getaffinity(0)),
+                max_bad=max_bad,
+                progress=progress_display(as_json),
+                image_seconds=image_timeout,
+            )
+            click.echo(json.dumps(made.row()) if as_json else made.said)
+            return
         done = run(
-            preparation(dataset, splits, **options),
-            source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset,
-            out or Path(os.environ.get("SPECTRAL_DATA", "data")),
+            prep,
+            source,
+            out,
             workers=workers or len(os.sched_getaffinity(0)),
             max_bad=max_bad,
             progress=progress_display(as_json),
@@ -117,6 +139,31 @@ def prepare(
         click.echo("\n".join(lines(found)))
         if report_bad:
             _echo_bad(found["bad"])
+
+
+@main.command()
+@click.argument("directory", type=PATH)
+@click.option("--max-bad", type=click.IntRange(min=0), help="As of prepare, over all parts.")
+@json_option
+def merge(directory: Path, max_bad: int | None, as_json: bool) -> None:
+    """Make one prepared DIRECTORY of its parts, see prepare --part.
+
+    Every part is checked; those that are missing are named as an array of Slurm's. The bytes are
+    those that one machine would have written. Interrupted, the same command goes on.
+
+    Example: spectral merge data/imagenet21k/sub36
+    """
+    with stopped_by_signals():
+        from pipeline.inspection.inspect import describe, lines
+        from pipeline.stage.merge import merge as run
+
+        _, existed = run(directory, max_bad, progress_display(as_json))
+        found = describe(directory)
+        if as_json:
+            click.echo(json.dumps(found, indent=1))
+            return
+        click.echo("already finished:" if existed else "finished:")
+        click.echo("\n".join(lines(found)))
 
 
 @main.command()
@@ -259,27 +306,6 @@ def ensemble(
 
 
 @main.command()
-@click.argument("words", nargs=-1)
-@runs_option
-@json_option
-def runs(words: tuple[str, ...], runs: Path | None, as_json: bool) -> None:
-    """List runs: how far each is, how good, and whether it runs.
-
-    WORDS choose: those whose folders, shard or state hold all of them.
-
-    Example: spectral runs cifar10 failed
-    """
-    from trainer.data.selection import runs_root
-    from trainer.reports.runs import list_runs, table
-
-    root = runs_root(runs)
-    found = list_runs(root, words)
-    click.echo(
-        json.dumps([run.row() for run in found], indent=1) if as_json else table(found, root)
-    )
-
-
-@main.command()
 @click.argument("paths", metavar="RUN…", type=PATH, nargs=-1, required=True)
 @click.option(
     "--png", type=PATH, default=Path("plot.png"), show_default=True, help="Write it there."
@@ -372,6 +398,7 @@ def demo(out: Path, json_file: Path | None) -> None:
 
 
 main.add_command(submit)
+main.add_command(status)
 
 
 def _bad(directory: Path) -> list[dict[str, str]]:

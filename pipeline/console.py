@@ -191,6 +191,12 @@ prepare_options = apply(
     ),
     click.option("--overwrite", is_flag=True, help="Remove what is there and start over."),
     click.option(
+        "--part",
+        metavar="K/N",
+        help="Only the K-th of N parts, which other machines share; then `spectral merge`. 0/N: "
+        "list the source.",
+    ),
+    click.option(
         "--report-bad", is_flag=True, help="List the images that cannot be used, and why."
     ),
 )

@@ -94,7 +94,7 @@ class Slurm:
         words = self.run("scontrol", "-o", "show", "job", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
-    def await_state(self, job: str, *wanted: str, seconds: float = 60) -> str:
+    def await_state(self, job: str, *wanted: str, seconds: float = 150) -> str:
         """Until the job is in one of the states."""
         found = [""]
 
@@ -109,7 +109,7 @@ class Slurm:
         return (self.folder / "slurmctld.log").read_text()[-2000:]
 
 
-def await_(true: Callable[[], bool], seconds: float = 60) -> bool:
+def await_(true: Callable[[], bool], seconds: float = 150) -> bool:
     """Look several times a second, until it is true or the time is over."""
     end = time.monotonic() + seconds
     while not true():

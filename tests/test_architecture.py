@@ -92,7 +92,8 @@ def test_every_module_says_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "prepare", "train", "recipes", "runs", "plot", "ensemble", "predict", "demo"]
+    "command",
+    ["", "prepare", "train", "recipes", "submit", "status", "plot", "ensemble", "predict", "demo"],
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
     """`--help` answers at once: no torch, ffcv or numba is loaded for it."""

@@ -19,7 +19,7 @@ from trainer.record.weights import load_weights
 
 pytestmark = [pytest.mark.serial, pytest.mark.slurm]
 
-TRAINED = ("--recipe", "digits", "--save-every", "7", "--set", "epochs=60", "--set",
+TRAINED = ("--recipe", "digits", "--save-every", "7", "--set", "epochs=40", "--set",
            "batch_size=16", "--set", "model_args.width=8", "--set", "augment.cutout=4")  # fmt: skip
 SITE = """
 [slurm]
@@ -73,6 +73,12 @@ class Cluster:
 
     def status(self, shard: int, name: str = "x") -> dict[str, object]:
         return json.loads((self.run(shard, name) / "status.json").read_text())
+
+    def standing(self, shard: int) -> dict[str, object]:
+        """Its row of `spectral status`."""
+        done = self.spectral("status", "--runs", self.home, "--json")
+        assert done.returncode == 0, done.stderr
+        return {row["shard"]: row for row in json.loads(done.stdout)}[str(shard)]
 
     def log(self, shard: int, name: str = "*") -> str:
         """What the batch scripts of a shard said."""
@@ -136,9 +142,10 @@ def test_a_stopped_and_a_killed_task_go_on_and_others_fail_for_good(
     cluster.env = {"PYTHONPATH": str(tmp_path / "hook"), "CRASHES": "shard_03"}
     job = cluster.job("all", "--starts", 2)
     slurm = cluster.slurm
-    assert await_(lambda: cluster.steps(0) > 40)
+    assert await_(lambda: cluster.steps(0) > 20)
     kill_worker(cluster, 0)
-    assert await_(lambda: cluster.steps(1) > 40)
+    assert await_(lambda: cluster.standing(0)["state"] == "requeued")
+    assert await_(lambda: cluster.steps(1) > 20)
     slurm.run("scancel", "--signal=USR2", f"{job}_1")
     again = cluster.submit("0-1")
     assert "job" not in re.findall(r"^\w+", again, re.M)
@@ -166,10 +173,23 @@ def test_a_stopped_and_a_killed_task_go_on_and_others_fail_for_good(
     assert "#SBATCH --array=2-3\n" in left
 
 
-def test_a_cancelled_task_stays_cancelled(cluster: Cluster) -> None:
-    job = cluster.job("0")
+def test_the_table_tells_what_the_queue_does_and_a_cancelled_task_stays_cancelled(
+    cluster: Cluster,
+) -> None:
+    slurm = cluster.slurm
+    job = cluster.job("0-1", "--at-once", 1)
+    assert cluster.standing(1)["state"] == "waiting"
+    slurm.run("scontrol", "hold", f"{job}_1")
     assert await_(lambda: cluster.steps(0) > 10)
-    cluster.slurm.run("scancel", f"{job}_0")
-    assert cluster.slurm.await_state(f"{job}_0", "CANCELLED", "PENDING") == "CANCELLED"
-    assert cluster.status(0)["state"] == "stopped"
-    assert "#SBATCH --array=0\n" in cluster.submit("0", "--dry-run")
+    found = cluster.standing(0)
+    assert (found["state"], found["job"]) == ("running", f"{job}_0")
+    assert found["node"]
+    text = cluster.spectral("status", "--runs", cluster.home).stdout
+    assert f"is held (JobHeldAdmin): scontrol release {job}_1" in text  # root is one
+    assert "2 runs: 1 running, 1 held; " in text
+    slurm.run("scancel", f"{job}_0")
+    assert slurm.await_state(f"{job}_0", "CANCELLED", "PENDING") == "CANCELLED"
+    assert cluster.standing(0)["state"] == "stopped"
+    slurm.run("scancel", job)
+    assert cluster.standing(1)["state"] == "not started"
+    assert "#SBATCH --array=0-1\n" in cluster.submit("0-1", "--dry-run")

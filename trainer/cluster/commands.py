@@ -1,13 +1,16 @@
 """The commands for a cluster: `spectral submit` and what is under it."""
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.console import PATH, Group, apply
-from trainer.console import run_options
+from pipeline.console import PATH, Group, PlainCommand, apply, json_option
+from trainer.console import run_options, runs_option
 
+WATCHED = 10  # seconds between two looks of `status --watch`
 # What every job of ours is told
 _job_options = apply(
     click.option("--partition", help="Where the jobs wait [default: the site's]."),
@@ -97,3 +100,33 @@ def train(
     )
     for line in run(specs, prepared, order):
         click.echo(line)
+
+
+@click.command(cls=PlainCommand)
+@click.argument("words", nargs=-1)
+@runs_option
+@click.option("--watch", is_flag=True, help=f"Say it again every {WATCHED} s, until Ctrl-C.")
+@json_option
+def status(words: tuple[str, ...], runs: Path | None, watch: bool, as_json: bool) -> None:
+    """Say where all runs stand: how far, how good, running, in the queue, or why not.
+
+    WORDS choose: those whose folders, shard or state hold all of them. Where there is a Slurm, its
+    queue is asked too. Nothing is written.
+
+    Example: spectral status cifar10 failed
+    """
+    from trainer.cluster.standing import standing
+    from trainer.data.selection import runs_root
+    from trainer.reports.runs import table
+
+    root = runs_root(runs)
+    while True:
+        found = standing(root, words)
+        if watch and not as_json:
+            click.clear()
+        click.echo(
+            json.dumps([run.row() for run in found], indent=1) if as_json else table(found, root)
+        )
+        if not watch:
+            return
+        time.sleep(WATCHED)

@@ -39,7 +39,7 @@ class Ended:
 
     @property
     def described(self) -> str:
-        """What stands in the job's stderr.log, for people and for `spectral runs`."""
+        """What stands in the job's stderr.log, for people and for `spectral status`."""
         if self.status in (0, STOPPED):
             return "stopped" if self.status else "finished"
         return f"failed: {self.error}"
@@ -86,7 +86,7 @@ class Launched:
         return None
 
     def _note(self, ended: Ended) -> None:
-        """For people, in stderr.log; for `spectral runs`, what the processes could not say."""
+        """For people, in stderr.log; for `spectral status`, what the processes could not say."""
         stderr.note(self._stderr[0], ended.described)
         if ended.status not in (0, STOPPED):
             note_failure(self._directory, ended.error)

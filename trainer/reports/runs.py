@@ -6,7 +6,8 @@ Nothing here is sure to be whole: a run may be under way, cut short, damaged, or
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ log = logging.getLogger(__name__)
 class Run:
     """One run. None: not known. Accuracies are shares from 0 to 1, times are in seconds.
 
-    `state`: finished, running, failed (`error` says why), stopped (all was saved), interrupted or
-    damaged. `host`: where it runs, or ran last.
-    `seconds`: spent on training; of an unfinished run, since it was started or resumed last.
+    `state`: finished, running, failed (`error` says why), stopped (all was saved), interrupted,
+    damaged or not started; of a job in a queue also waiting, requeued, held or what Slurm says.
+    `node` and `job`: where it runs, or ran last. `seconds`: spent on training; of an unfinished
+    run, since it was started or resumed last. `seconds_left`: of one that runs.
     """
 
     directory: Path
@@ -45,15 +47,21 @@ class Run:
     images_per_s: float | None = None
     seconds: float | None = None
     updated: float | None = None
-    host: str | None = None
+    seconds_left: float | None = None
+    node: str | None = None
+    job: str | None = None
 
     def row(self) -> dict[str, Any]:
         """As JSON has it."""
         return {**asdict(self), "directory": str(self.directory)}
 
 
-def list_runs(root: Path, words: tuple[str, ...] = ()) -> list[Run]:
-    """The runs in `root` whose folders, shard or state hold all words, in the order of names."""
+def list_runs(
+    root: Path, words: tuple[str, ...] = (), seen: Callable[[Run], Run] = lambda run: run
+) -> list[Run]:
+    """The runs in `root` whose folders, shard or state hold all words, in the order of names. seen:
+    adds what else is known of one.
+    """
     if not root.is_dir():
         raise ConfigError(f"no runs in {root}: run `spectral train` first, or name one by --runs")
     found = []
@@ -63,6 +71,7 @@ def list_runs(root: Path, words: tuple[str, ...] = ()) -> list[Run]:
         except OSError as error:
             log.warning("left out: %s", describe(error))
             continue
+        run = seen(run) if run else None
         said = f"{directory.relative_to(root)} {run.shard} {run.state}".lower() if run else ""
         if run and all(word.lower() in said for word in words):
             found.append(run)
@@ -87,7 +96,8 @@ def _look(root: Path, directory: Path) -> Run | None:
         shard=shard,
         images_per_s=at.images_per_s,
         updated=at.time,
-        host=said.host if said else None,
+        node=said.host if said else None,
+        job=said.job if said else None,
         **(_of_log(directory, at, error) if result is None else _of_result(result)),
     )
 
@@ -136,6 +146,7 @@ def _of_log(directory: Path, at: Status, damage: str | None) -> dict[str, Any]:
         "calib_top1": at.best("calib"),
         "val_top1": list(val.values())[-1] if val else None,
         "seconds": at.time - at.first[0] if at.time and at.first else None,
+        "seconds_left": at.seconds_left if state == "running" else None,
     }
 
 
@@ -144,42 +155,68 @@ def _state(directory: Path) -> tuple[str, str | None]:
     if is_active(directory):
         return "running", None
     said = read(directory)
+    if said is None and not (directory / NAME).exists():
+        return "not started", None
     if said is None or said.state in ACTIVE:  # it was killed, or its machine has gone
         return "interrupted", None
     return said.state, said.error
 
 
-_COLUMNS = ("shard", "state", "epoch", "step", "calib", "val", "images/s", "time", "last row")
+_COLUMNS = (
+    *("shard", "state", "job", "node", "epoch", "step", "calib", "val", "images/s"),
+    *("time", "left", "last row"),
+)
+_TEXTS = ("state", "job", "node")
 
 
 def table(runs: list[Run], root: Path) -> str:
-    """For people: a block for each recipe on each prepared data set."""
+    """For people: a block for each recipe on each prepared data set, then what is wrong, and all
+    together. A column of which nothing is known is left out.
+    """
     if not runs:
         return f"no such runs in {root}"
-    cells = [_cells(run) for run in runs]
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *cells, strict=True)]
+    rows = [_cells(run) for run in runs]
+    shown = [i for i in range(len(_COLUMNS)) if any(row[i] != "–" for row in rows)]
+    rows = [tuple(row[i] for i in shown) for row in rows]
+    columns = tuple(_COLUMNS[i] for i in shown)
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines: list[str] = []
     group = None
-    for run, row in zip(runs, cells, strict=True):
+    for run, row in zip(runs, rows, strict=True):
         if run.directory.parent != group:
             group = run.directory.parent
             lines += [*[""] * bool(lines), f"{run.dataset}/{run.folder}, {run.recipe}"]
-            lines.append(_line(_COLUMNS, widths))
-        lines.append(_line(row, widths))
-    return "\n".join([*lines, *_errors(runs)])
+            lines.append(_line(columns, columns, widths))
+        lines.append(_line(row, columns, widths))
+    return "\n".join([*lines, *_errors(runs), totals(runs)])
+
+
+def totals(runs: list[Run]) -> str:
+    """How many are in each state, how fast those go that run, and when the last one ends."""
+    counts = Counter(run.state for run in runs).most_common()
+    words = ", ".join(f"{count} {state}" for state, count in counts)
+    running = [run for run in runs if run.state == "running"]
+    speed = sum(run.images_per_s or 0 for run in running)
+    left = max((run.seconds_left or 0 for run in running), default=0)
+    return (
+        f"{len(runs)} run{'s' * (len(runs) > 1)}: {words}"
+        + f"; {speed:,.0f} images/s" * bool(speed)
+        + f"; those that run end in about {duration(left)}" * bool(left)
+    )
 
 
 def _errors(runs: list[Run]) -> Iterator[str]:
     for run in runs:
-        if run.error and run.state == "failed":
-            yield f"{run.directory} failed: {run.error}"
+        if run.error and run.state in ("failed", "held"):
+            said = f"failed: {run.error}" if run.state == "failed" else f"is {run.error}"
+            yield f"{run.directory} {said}"
 
 
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    """State is text, the rest are figures."""
+def _line(cells: tuple[str, ...], columns: tuple[str, ...], widths: list[int]) -> str:
+    """Some columns are text, the others figures."""
     return "  " + "  ".join(
-        cell.ljust(width) if i == 1 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        cell.ljust(width) if column in _TEXTS else cell.rjust(width)
+        for cell, column, width in zip(cells, columns, widths, strict=True)
     )
 
 
@@ -188,11 +225,14 @@ def _cells(run: Run) -> tuple[str, ...]:
     return (
         run.shard,
         run.state,
+        run.job or "–",
+        run.node if run.node and run.job else "–",
         of_total(run.epoch, run.epochs),
         of_total(run.step, run.steps),
         "–" if run.calib_top1 is None else f"{run.calib_top1:.2%}",
         "–" if run.val_top1 is None else f"{run.val_top1:.2%}",
         "–" if run.images_per_s is None else f"{run.images_per_s:,.0f}",
         duration(run.seconds),
+        duration(run.seconds_left),
         "–" if ago is None else f"{duration(ago)} ago",
     )

@@ -93,7 +93,7 @@ def _check_planes(spec: RunSpec, data: Prepared) -> None:
 
 @contextmanager
 def _status(run: RunDir, world: World) -> Iterator[Status | None]:
-    """Keep what the run is doing, and how it ended, where `spectral runs` finds it."""
+    """Keep what the run is doing, and how it ended, where `spectral status` finds it."""
     if not world.leads:
         yield None
         return
