@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
-    *("format.beton", "format.manifest", "format.zstd", "planes.imaging"),
+    *("format.beton", "format.manifest", "format.parts", "format.zstd", "planes.imaging"),
     *("preparation", "transforms", "catalogue"),
     *("console", "cpus", "errors", "files", "ranges"),
 }

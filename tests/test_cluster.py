@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import SUB4, Done, spectral_here
 from tests.slurm import Slurm, await_
+from tests.test_prepare import TOY, files_of
 from trainer.record.weights import load_weights
 
 pytestmark = [pytest.mark.serial, pytest.mark.slurm]
@@ -44,16 +45,20 @@ class Cluster:
     data: Path
     env: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def site(self) -> Path:
+        path = self.home / "site.toml"
+        path.write_text(SITE)
+        return path
+
     def spectral(self, *args: object) -> Done:
         return spectral_here(*args, SLURM_CONF=str(self.slurm.conf), **self.env)
 
     def submit(self, shards: str, *options: object, name: str = "x") -> str:
         """`spectral submit train`; what it says."""
-        site = self.home / "site.toml"
-        site.write_text(SITE)
         done = self.spectral(
             "submit", "train", "--shard", shards, "--data", self.data, "--runs", self.home,
-            "--name", name, *TRAINED, "--gpus", 0, "--site", site, *options,
+            "--name", name, *TRAINED, "--gpus", 0, "--site", self.site, *options,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -193,3 +198,42 @@ def test_the_table_tells_what_the_queue_does_and_a_cancelled_task_stays_cancelle
     slurm.run("scancel", job)
     assert cluster.standing(1)["state"] == "not started"
     assert "#SBATCH --array=0-1\n" in cluster.submit("0-1", "--dry-run")
+
+
+@pytest.mark.chaos
+def test_parts_are_prepared_and_merged_though_one_is_killed(
+    cluster: Cluster, source: Path, tmp_path: Path
+) -> None:
+    """Submitted twice; one process is killed in the middle. The bytes are those of one machine."""
+    out = tmp_path / "out"
+    words = ("toy", "--source", source, *TOY, "--out")
+    command = ("submit", "prepare", *words, out, "--parts", 5, "--site", cluster.site)
+    first = cluster.spectral(*command)
+    assert first.returncode == 0, first.stderr
+    jobs = {kind: job for job, kind in re.findall(r"^job (\d+): (\w+)", first.stdout, re.M)}
+    again = cluster.spectral(*command)
+    assert re.findall(r"^job", again.stdout, re.M) == [], again.stderr
+    assert "in the queue already" in again.stdout
+    folder = out / "toy" / "sub4-s32-calib0.2" / "parts" / "3"
+    assert await_(lambda: bool(list(folder.glob("train/*.partial"))), 150)
+    for process in pids("--part 3/5"):
+        os.kill(process, signal.SIGKILL)
+    array = jobs["prepare"]
+    cluster.slurm.await_state(jobs["merge"], "COMPLETED", "FAILED", "CANCELLED", seconds=250)
+    states = cluster.slurm.states()
+    assert states[jobs["list"]] == states[jobs["merge"]] == states[f"{array}_3"] == "COMPLETED"
+    assert cluster.slurm.details(f"{array}_3")["Restarts"] == "1"
+    whole = spectral_here("prepare", *words, tmp_path / "whole")
+    assert whole.returncode == 0
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert "finished already" in cluster.spectral(*command).stdout
+
+
+def pids(words: str) -> list[int]:
+    """Of our Python processes with these words on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        if words in line and "-m cli prepare" in line and not line.startswith("srun"):
+            found.append(int(path.parent.name))
+    return found

@@ -122,3 +122,16 @@ def parse(text: str) -> tuple[int, int]:
     if not (slash and part.isdecimal() and count.isdecimal() and 0 <= int(part) <= int(count) > 0):
         raise ConfigError(f"--part {text}: write 3/64 for the third of 64, or 0/64 to list only")
     return int(part), int(count)
+
+
+def progress(folder: Path) -> int:
+    """How much a part that was interrupted has noted, in rows; or a merge, in shards."""
+    try:
+        _, _, record = (folder / "journal" / "state").read_bytes().partition(b" ")
+        return int(json.loads(record)["tally"]["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    try:
+        return (folder / "merged.jsonl").read_bytes().count(b"\n")
+    except OSError:
+        return 0

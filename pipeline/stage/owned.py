@@ -22,7 +22,9 @@ _JOURNAL = re.compile(
     rf"|(reasons|verdicts)\.jsonl)({re.escape(PARTIAL)})?",
     re.DOTALL,
 )
-_PARTS = re.compile(r"\d+|(index|listing)-.*|plan\.json.*|merged\.jsonl", re.DOTALL)
+_PARTS = re.compile(
+    r"\d+|(index|listing)-.*|plan\.json.*|merged\.jsonl|starts\.json|stderr\.log|slurm", re.DOTALL
+)
 
 
 def refuse_foreign(directory: Path) -> None:

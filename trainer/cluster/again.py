@@ -1,8 +1,9 @@
 """Decides at the end of a task whether its run goes back into the queue: `again RUN STATUS`.
 
-A run that was stopped (75) or killed by a signal does, however often, as long as it gets on: 200
-preemptions are normal, three starts that end at the step at which they began are not. All else has
-failed for good, and its last error is said here, and noted for `spectral status`.
+RUN is the directory of a run, or the folder of a part of a preparation. What was stopped (75) or
+killed by a signal does, however often, as long as it gets on: 200 preemptions are normal, three
+starts that end at the step at which they began are not. All else has failed for good, and its last
+error is said here, and noted for `spectral status`.
 """
 
 import json
@@ -14,9 +15,11 @@ import click
 from pipeline.console import PATH, PlainCommand
 from pipeline.errors import SpectralError, StoppedError
 from pipeline.files import write_json
+from pipeline.format import parts
 from trainer.record import stderr
 from trainer.record.status import is_active, note_failure
 from trainer.record.status import read as read_status
+from trainer.run.spec import NAME as SPEC
 
 NAME = "starts.json"  # of a run's directory
 STARTS = 3  # without a new checkpoint in between, after which a run is given up
@@ -54,7 +57,7 @@ def idle_starts(run: Path) -> tuple[int, int]:
     except (OSError, ValueError, KeyError, TypeError):
         idle = then = 0
     state = read_status(run)
-    step = (state.saved if state else None) or 0
+    step = (state.saved if state else None) or parts.progress(run)
     idle = 0 if step > then else idle + 1
     write_json(run / NAME, {"idle": idle, "step": step})
     return idle, step
@@ -67,7 +70,7 @@ def forget(run: Path) -> None:
 
 def _note(run: Path, error: str) -> None:
     """For `spectral status`, unless another process trains the run, which is what failed us."""
-    if not is_active(run):
+    if (run / SPEC).exists() and not is_active(run):
         note_failure(run, error)
 
 

@@ -2,12 +2,14 @@
 
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from pipeline.console import PATH, Group, PlainCommand, apply, json_option
+from pipeline.console import PATH, Group, PlainCommand, apply, json_option, prepare_options
 from trainer.console import run_options, runs_option
 
 WATCHED = 10  # seconds between two looks of `status --watch`
@@ -100,6 +102,75 @@ def train(
     )
     for line in run(specs, prepared, order):
         click.echo(line)
+
+
+@submit.command()
+@click.argument("dataset")
+@prepare_options
+@click.option("--parts", type=click.IntRange(min=1), required=True, help="Tasks to share it.")
+@click.option("--at-once", type=click.IntRange(min=1), help="Tasks that may run at a time.")
+@_job_options
+def prepare(
+    dataset: str,
+    parts: int,
+    at_once: int | None,
+    site: Path | None,
+    dry_run: bool,
+    max_bad: int | None,
+    source: Path | None,
+    out: Path | None,
+    **asked: Any,
+) -> None:
+    """Prepare DATASET in parts: one job lists the source, an array decodes, the last one merges.
+
+    It takes all that `spectral prepare` takes. Finished parts, and those in the queue, are left
+    out.
+
+    Example: spectral submit prepare imagenet1k --source DIR --splits 36 --parts 64 --time 4:00:00
+    """
+    import os
+
+    wanted = _site(site, asked)
+    from pipeline.preparation import preparation
+    from trainer.cluster.prepare import Order
+    from trainer.cluster.prepare import prepare as run
+
+    for name in ("overwrite", "report_bad", "part", "workers"):
+        if asked.pop(name):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is not for jobs that share the work"
+            )
+    words = _said(click.get_current_context(), asked)
+    splits = asked.pop("splits")
+    del asked["image_timeout"]
+    source = (source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset).absolute()
+    out = (out or Path(os.environ.get("SPECTRAL_DATA", "data"))).absolute()
+    bad = [] if max_bad is None else ["--max-bad", str(max_bad)]
+    order = Order(
+        directory=preparation(dataset, splits, **asked).directory(out),
+        words=[dataset, "--source", str(source), "--out", str(out), *words, *bad],
+        count=parts,
+        site=wanted,
+        max_bad=max_bad,
+        at_once=at_once,
+        dry_run=dry_run,
+    )
+    for line in run(order):
+        click.echo(line)
+
+
+def _said(context: click.Context, names: Iterable[str]) -> list[str]:
+    """The options of these names that stand on the command line, as they have to be said again."""
+    words = []
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if param.name in names and source is ParameterSource.COMMANDLINE:
+            value = context.params[param.name]
+            if isinstance(param, click.Option) and param.is_flag:
+                words.append(param.opts[0])
+            else:
+                words += [param.opts[0], "all" if value is True else str(value)]
+    return words
 
 
 @click.command(cls=PlainCommand)

@@ -1,6 +1,7 @@
 """The text of batch scripts, short enough to be read and changed by hand."""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,7 @@ class Shape:
 
 def train(folder: Path, array: str, site: Site, shape: Shape, *, starts: int = STARTS) -> str:
     """An array whose tasks train the runs of `folder`/tasks. array: as sbatch is told."""
-    again = f'{site.command} trainer.cluster.again "$run" $status'
-    if starts != STARTS:
-        again += f" --starts {starts}"
-    options = ["--array=" + array, *_requeued(folder), f"--nodes={shape.nodes}"]
+    options = ["--array=" + array, *_REQUEUED, f"--nodes={shape.nodes}"]
     options.append(f"--ntasks-per-node={shape.processes}")
     options += [f"--gpus-per-node={shape.gpus}"] * bool(shape.gpus)
     return f"""{_head(folder.name, folder / "%a.log", options, site)}
@@ -45,23 +43,63 @@ for run in "${{runs[@]}}"; do
         {_worker(site, shape)} </dev/null 2>>"$run/stderr.log"
     status=$?
     [ $status -ne 0 ] || continue
-    case $(squeue -h -j "$id" -o "%T %r") in
-        "COMPLETING TimeLimit") ;;
-        COMPLETING*) exit $status ;;  # scancel is final
-    esac
-    # stopped, or killed by a signal, and not stuck: the task goes on from its last checkpoint
-    {again} &&
-        exec scontrol requeue "$id"
+{_requeue(site, "run", starts)}
     failed=$status
 done
 exit $failed
 """
 
 
-def _requeued(folder: Path) -> list[str]:
-    """Options of jobs that go back into the queue by themselves."""
-    return ["--requeue", "--open-mode=append", f"--signal=USR2@{WARNING}",
-            "--kill-on-invalid-dep=yes"]  # fmt: skip
+def part(name: str, logs: Path, array: str, place: str, words: Sequence[str], site: Site) -> str:
+    """A job of a preparation. array: of the parts; empty where it is one job. place: the folder in
+    which it notes how it goes, in the shell's words. words: of our command line, the last one in
+    the shell's.
+    """
+    options = ["--array=" + array] * bool(array) + [*_REQUEUED]
+    log = logs / (f"{name.split('-')[1]}-%a.log" if array else f"{name.split('-')[1]}.log")
+    command = f"{site.command} cli {shlex.join(words[:-1])} {words[-1]}"
+    job = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID"
+    return f"""{_head(name, log, options, site)}
+id={job}
+place={place}
+{_start(site)}
+mkdir -p "$place"
+{_srun(site)} \\
+    {command} </dev/null 2>>"$place/stderr.log"
+status=$?
+[ $status -ne 0 ] || exit 0
+{_requeue(site, "place", STARTS, "")}
+exit $status
+"""
+
+
+def single(name: str, logs: Path, words: Sequence[str], site: Site, gpus: int) -> str:
+    """One job that runs a command of ours."""
+    options = ["--requeue", "--open-mode=append", *[f"--gpus-per-node={gpus}"] * bool(gpus)]
+    return f"""{_head(name, logs / "job.log", options, site)}
+{_start(site)}
+{_srun(site)} \\
+    {site.command} cli {shlex.join(words)}
+"""
+
+
+# Options of jobs that go back into the queue by themselves
+_REQUEUED = ("--requeue", "--open-mode=append", f"--signal=USR2@{WARNING}",
+             "--kill-on-invalid-dep=yes")  # fmt: skip
+
+
+def _requeue(site: Site, what: str, starts: int, indent: str = "    ") -> str:
+    """The end of a task that did not finish."""
+    again = f'{site.command} trainer.cluster.again "${what}" $status'
+    again += f" --starts {starts}" if starts != STARTS else ""
+    lines = f"""case $(squeue -h -j "$id" -o "%T %r") in
+    "COMPLETING TimeLimit") ;;
+    COMPLETING*) exit $status ;;  # scancel is final
+esac
+# stopped, or killed by a signal, and not stuck: the task goes on where it was
+{again} &&
+    exec scontrol requeue "$id\""""
+    return "\n".join(indent + line for line in lines.splitlines())
 
 
 def _head(name: str, log: Path, options: list[str], site: Site) -> str:
