@@ -16,19 +16,11 @@ from pipeline.console import (
     progress_display,
     stopped_by_signals,
 )
-from pipeline.errors import SourceError
-from trainer.console import (
-    FORMS,
-    METHODS,
-    OVER,
-    data_options,
-    execution_options,
-    runs_option,
-    show_log,
-)
+from pipeline.errors import ConfigError
+from trainer.cluster.commands import status, submit
+from trainer.console import parallel_options, run_options, show_log
+from trainer.fusion.commands import ensemble, evaluate, plan, predict
 from trainer.run.worker import worker
-
-_recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,6 +75,7 @@ def prepare(
     image_timeout: float,
     overwrite: bool,
     report_bad: bool,
+    part: str | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -98,12 +91,33 @@ def prepare(
     with stopped_by_signals():  # from here on, as the imports take a while
         from pipeline.inspection.inspect import bad_images, bad_lines, describe, lines
         from pipeline.preparation import preparation
+        from pipeline.stage.part import prepare_part
         from pipeline.stage.prepare import prepare as run
 
+        prep = preparation(dataset, splits, **options)
+        source = source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset
+        out = out or Path(os.environ.get("SPECTRAL_DATA", "data"))
+        if part is not None:
+            if overwrite:
+                raise ConfigError(
+                    "--overwrite with --part: remove the directory, once for all parts"
+                )
+            made = prepare_part(
+                prep,
+                source,
+                out,
+                part,
+                workers=workers or len(os.sched_getaffinity(0)),
+                max_bad=max_bad,
+                progress=progress_display(as_json),
+                image_seconds=image_timeout,
+            )
+            click.echo(json.dumps(made.row()) if as_json else made.said)
+            return
         done = run(
-            preparation(dataset, splits, **options),
-            source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset,
-            out or Path(os.environ.get("SPECTRAL_DATA", "data")),
+            prep,
+            source,
+            out,
             workers=workers or len(os.sched_getaffinity(0)),
             max_bad=max_bad,
             progress=progress_display(as_json),
@@ -120,6 +134,31 @@ def prepare(
         click.echo("\n".join(lines(found)))
         if report_bad:
             click.echo("\n".join(bad_lines(found["bad"])))
+
+
+@main.command()
+@click.argument("directory", type=PATH)
+@click.option("--max-bad", type=click.IntRange(min=0), help="As of prepare, over all parts.")
+@json_option
+def merge(directory: Path, max_bad: int | None, as_json: bool) -> None:
+    """Make one prepared DIRECTORY of its parts, see prepare --part.
+
+    Every part is checked; those that are missing are named as an array of Slurm's. The bytes are
+    those that one machine would have written. Interrupted, the same command goes on.
+
+    Example: spectral merge data/imagenet21k/sub36
+    """
+    with stopped_by_signals():
+        from pipeline.inspection.inspect import describe, lines
+        from pipeline.stage.merge import merge as run
+
+        _, existed = run(directory, max_bad, progress_display(as_json))
+        found = describe(directory)
+        if as_json:
+            click.echo(json.dumps(found, indent=1))
+            return
+        click.echo("already finished:" if existed else "finished:")
+        click.echo("\n".join(lines(found)))
 
 
 @main.command()
@@ -175,98 +214,29 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 
 
 @main.command()
-@click.option("--shard", "shards", help="7, 0-3, 3,5, all; 0+1+2: together.")
-@data_options
-@click.option("--recipe", help="A recipe's name or file [default: the data set's].")
-@click.option("--model", help="Its network: see `spectral networks`; --set model=… in short.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a value of the recipe, e.g. optimizer.lr=0.05; may be repeated.",
-)
-@click.option("--name", help="Folder of the runs, in place of RECIPE+KEY=VALUE….")
-@click.option(
-    "--plan", "plan_file", type=PATH,
-    help="Shards, epochs and recipe of a file that `spectral plan` has written.",
-)  # fmt: skip
-@click.option(
-    "--init", type=PATH, help="Start from these weights: our, torchvision's or timm's file."
-)
-@click.option("--init-shard", type=int, help="Start from the best weights of this shard.")
-@execution_options
+@run_options
+@parallel_options
 @click.option("--dry-run", is_flag=True, help="Say what would be trained; write nothing.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Train with so many seeds.")
-@runs_option
 def train(
-    shards: str | None,
-    plan_file: Path | None,
-    data: Path | None,
-    recipe: str | None,
-    model: str | None,
-    settings: tuple[str, ...],
-    name: str | None,
-    runs: Path | None,
-    init: Path | None,
-    init_shard: int | None,
-    save_every: str,
-    feed: str,
-    deterministic: bool,
-    compile_network: bool,
-    tensorboard: bool,
-    gpus: int | None,
-    jobs_per_gpu: int | None,
-    jobs: int | None,
-    dry_run: bool,
-    seeds: int,
-    **wanted: Any,
+    gpus: int | None, jobs_per_gpu: int | None, jobs: int | None, dry_run: bool, **asked: Any
 ) -> None:
     """Train one ordinary network per shard.
 
     Several shards run in processes of their own, one on each GPU at a time; those that fail are
     named at the end. A finished run is left as it is. An unfinished one goes on from its last
-    checkpoint; SIGTERM and SIGUSR1 make it write one and end with status 75.
+    checkpoint; SIGTERM, SIGUSR1 and SIGUSR2 make it write one and end with status 75.
 
     Example: spectral train --shard 0-3 --dataset cifar10 --splits 4 --set epochs=10
     """
     from trainer.process.stop import leave_when_asked
 
     leave_when_asked()
-    from trainer.data.selection import parse_shards, runs_root, select
+    from trainer.jobs.asked import runs_asked_for
     from trainer.jobs.dryrun import dry_run as rehearse
-    from trainer.jobs.shards import make_specs, plan_specs, run_specs, spread_of, with_seeds
+    from trainer.jobs.shards import run_specs, spread_of
     from trainer.jobs.slots import Wanted
-    from trainer.recipes.plan import read_plan
-    from trainer.run.execution import Execution, Interval
-    from trainer.run.spec import RunSpec
 
-    prepared = select(data, **wanted)
-    execution = Execution(
-        feed=feed,
-        save_every=Interval.parse(save_every),
-        deterministic=deterministic,
-        compile_network=compile_network,
-        tensorboard=tensorboard,
-    )
-    if model is not None:
-        settings = (f"model={model}", *settings)
-    common: dict[str, Any] = {"init": init, "init_shard": init_shard, "execution": execution}
-    root, splits = runs_root(runs), prepared.manifest.preparation.splits
-    numbers = None if shards is None else parse_shards(shards, splits)
-
-    def specs_of(changes: tuple[str, ...], folder: str | None) -> list[RunSpec]:
-        if plan_file is not None:
-            planned = read_plan(plan_file)
-            return plan_specs(prepared, planned, numbers, changes, root, name=folder, **common)
-        if numbers is None:
-            raise click.UsageError("name the shards to train: --shard all, or --plan FILE")
-        return make_specs(prepared, numbers, recipe, changes, root, name=folder, **common)
-
-    specs = specs_of(settings, name)
-    if seeds > 1:
-        each = with_seeds(settings, name, specs[0].recipe.seed, seeds)
-        specs = [spec for changes, folder in each for spec in specs_of(changes, folder)]
+    prepared, specs = runs_asked_for(**asked)
     if dry_run:
         lines: Iterator[str] = (line for spec in specs for line in rehearse(spec))
     else:
@@ -274,10 +244,10 @@ def train(
         lines = run_specs(specs, prepared, parallel, progress_display(False))
     for line in lines:
         click.echo(line)
-    if seeds > 1 and not dry_run:
-        shared = len(specs) // seeds
-        for at in range(shared):
-            click.echo(spread_of(specs[at::shared], prepared))
+    if asked["seeds"] > 1 and not dry_run:
+        shards = len(specs) // asked["seeds"]
+        for at in range(shards):
+            click.echo(spread_of(specs[at::shards], prepared))
 
 
 @main.command()
@@ -317,181 +287,6 @@ def networks(words: tuple[str, ...], as_json: bool) -> None:
     from trainer.models.listing import shown, values
 
     click.echo(json.dumps(values(words), indent=1) if as_json else shown(words))
-
-
-@main.command()
-@data_options
-@_recipe_option
-@click.option("--shard", "shards", help="Only these networks: 0,1,3; 0+1 [default: all].")
-@click.option(
-    "--method", type=click.Choice(METHODS), default=METHODS[0], show_default=True,
-    help="What predictions are made with; all are measured.",
-)  # fmt: skip
-@click.option(
-    "--over", type=click.Choice(OVER), default=OVER[0], show_default=True,
-    help="What all methods but learned pool.",
-)  # fmt: skip
-@click.option(
-    "--calib-samples", type=click.IntRange(min=1), default=10_000, show_default=True,
-    help="Samples that weights are fitted on, at most; chosen by their ids.",
-)  # fmt: skip
-@click.option("--flip", is_flag=True, help="Networks see mirror images too, where exact.")
-@click.option("--published", is_flag=True, help="Also as published: ranked on val, which leaks.")
-@click.option(
-    "--q", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.3,
-    show_default=True, help="Of --published: weights q(1-q)^rank.",
-)  # fmt: skip
-@click.option(
-    "--against", type=PATH, multiple=True,
-    help="Compare with another group of runs, or a run, image by image; may be repeated.",
-)  # fmt: skip
-@runs_option
-@json_option
-def ensemble(
-    data: Path | None,
-    recipe: str | None,
-    shards: str | None,
-    method: str,
-    over: str,
-    calib_samples: int,
-    flip: bool,
-    published: bool,
-    q: float,
-    against: tuple[Path, ...],
-    runs: Path | None,
-    as_json: bool,
-    **wanted: Any,
-) -> None:
-    """Fuse the trained networks of one recipe, and measure every way to do so.
-
-    Weights and temperatures are fitted on calib; val, and test where there is one, are only
-    reported on. Networks that are not there yet are named and left out.
-
-    Example: spectral ensemble --dataset cifar10 --splits 4
-    """
-    from trainer.data.selection import parse_shards, runs_root, select
-    from trainer.fusion.ensemble import Options, add_comparisons
-    from trainer.fusion.ensemble import ensemble as run
-    from trainer.fusion.members import select_group
-    from trainer.process.device import pick_device
-    from trainer.reports.report import table
-
-    prepared = select(data, **wanted)
-    group = select_group(runs_root(runs) / prepared.described, recipe)
-    splits = prepared.manifest.preparation.splits
-    options = Options(
-        method=method,
-        over=over,
-        calib_samples=calib_samples,
-        flip=flip,
-        published_q=q if published else None,
-        planes=None if shards is None else parse_shards(shards, splits),
-    )
-    result = run(prepared, group, pick_device(), progress_display(as_json), options)
-    if against:
-        from trainer.fusion.evaluate import against as compared
-
-        rows = [compared(group, result, other, progress_display(as_json)) for other in against]
-        add_comparisons(group, result, rows)
-    click.echo(json.dumps(result, indent=1) if as_json else table(result))
-
-
-@main.command()
-@click.argument("path", metavar="RUN|GROUP", type=PATH)
-@data_options
-@click.option("--split", default="val", show_default=True, help="What to measure on.")
-@click.option("--method", type=click.Choice(METHODS), help="In place of the group's own.")
-@json_option
-def evaluate(
-    path: Path, data: Path | None, split: str, method: str | None, as_json: bool, **wanted: Any
-) -> None:
-    """Measure a classifier on prepared data, be it other than that of its training.
-
-    Its classes are found by name; if they are some of the classifier's, answers are among these.
-
-    Example: spectral evaluate runs/imagenet1k/sub4/resnet34 --data data/imagenetv2/sub4
-    """
-    from trainer.data.selection import select
-    from trainer.fusion.classifier import FusedClassifier
-    from trainer.fusion.evaluate import evaluate as run
-    from trainer.reports.report import evaluation_table
-
-    prepared = select(data, **wanted)
-    classifier = FusedClassifier.load(path, method=method)
-    result = run(classifier, prepared, split, progress_display(as_json))
-    click.echo(json.dumps(result, indent=1) if as_json else evaluation_table(result))
-
-
-@main.command()
-@data_options
-@click.option("--pilot", required=True, help="Recipe or --name of the pilot's runs.")
-@click.option("--epochs", type=click.IntRange(min=1), required=True, help="Of all runs together.")
-@click.option("--recipe", required=True, help="A recipe's name or file, for the runs planned.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As of train.")
-@click.option("--name", default="plan", show_default=True, help="Folder of the runs.")
-@click.option(
-    "--out", type=PATH, default=Path("plan.toml"), show_default=True, help="Write it there."
-)
-@runs_option
-def plan(
-    data: Path | None,
-    pilot: str,
-    epochs: int,
-    recipe: str,
-    settings: tuple[str, ...],
-    name: str,
-    out: Path,
-    runs: Path | None,
-    **wanted: Any,
-) -> None:
-    """Plan the training of planes from a pilot: a few epochs of each.
-
-    The plane that is best alone is trained first and gets half of the epochs; the others start
-    from its weights and share the rest by what they add; those that add nothing are left out.
-    The plan is a file to read and change, for `spectral train --plan`.
-
-    Example: spectral plan --splits 4 --pilot pilot --recipe ours/air --epochs 40
-    """
-    from trainer.data.selection import runs_root, select
-    from trainer.fusion.members import select_group
-    from trainer.fusion.plan import make_plan
-    from trainer.process.device import pick_device
-    from trainer.recipes.cookbook import resolve
-
-    prepared = select(data, **wanted)
-    resolve(recipe, settings)  # an error of theirs now, rather than when they are trained
-    group = select_group(runs_root(runs) / prepared.described, pilot)
-    made, remarks = make_plan(
-        prepared, group, pick_device(), progress_display(False), epochs=epochs, recipe=recipe,
-        settings=settings, name=name,
-    )  # fmt: skip
-    out.write_text(made.toml(remarks), encoding="utf-8")
-    click.echo(remarks)
-    for run in made.runs:
-        after = f", from the weights of shard {run.after}" if run.after else ""
-        click.echo(f"shard {run.shard}: {run.epochs} epochs{after}")
-    click.echo(f"wrote {out}: spectral train --plan {out}")
-
-
-@main.command()
-@click.argument("words", nargs=-1)
-@runs_option
-@json_option
-def runs(words: tuple[str, ...], runs: Path | None, as_json: bool) -> None:
-    """List runs: how far each is, how good, and whether it runs.
-
-    WORDS choose: those whose folders, shard or state hold all of them.
-
-    Example: spectral runs cifar10 failed
-    """
-    from trainer.data.selection import runs_root
-    from trainer.reports.runs import list_runs, table
-
-    root = runs_root(runs)
-    found = list_runs(root, words)
-    click.echo(
-        json.dumps([run.row() for run in found], indent=1) if as_json else table(found, root)
-    )
 
 
 @main.command()
@@ -548,66 +343,6 @@ def plot(paths: tuple[Path, ...], png: Path) -> None:
 
 
 @main.command()
-@click.argument("images", metavar="IMAGE|FOLDER|PATTERN|-…", nargs=-1, required=True)
-@click.option("--dataset", help="Choose among trained classifiers by data set.")
-@_recipe_option
-@runs_option
-@click.option("--method", type=click.Choice(METHODS), help="In place of the classifier's own.")
-@click.option(
-    "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print."
-)
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True,
-    help="Images that the networks see at a time.",
-)  # fmt: skip
-@click.option(
-    "--format", "form", type=click.Choice(FORMS), default=FORMS[0], show_default=True,
-    help="jsonl: one JSON object a line.",
-)  # fmt: skip
-def predict(
-    images: tuple[str, ...],
-    dataset: str | None,
-    recipe: str | None,
-    runs: Path | None,
-    method: str | None,
-    top: int,
-    batch_size: int,
-    form: str,
-) -> None:
-    """Classify images with the fused network, or with a single run (--runs RUN).
-
-    Files, folders with all below them, quoted patterns, or - for names on standard input. As in
-    training, the EXIF orientation is ignored. An image that cannot be used has a row with its
-    error, and the exit status is 1 at the end.
-
-    Example: spectral predict photos/ --format csv --top 1
-    """
-    from pipeline.errors import some
-    from trainer.data.selection import runs_root
-    from trainer.fusion.classifier import FusedClassifier
-    from trainer.fusion.predict import find_images, lines, predictions, select_classifier
-
-    paths = find_images(images)
-    where = select_classifier(runs_root(runs), dataset, recipe)
-    classifier = FusedClassifier.load(where, method=method)
-    display, errors = progress_display(len(paths) <= batch_size), []
-    found = predictions(classifier, paths, top, batch_size, display)
-
-    def noted() -> Iterator[Any]:
-        for path, guesses in found:
-            if isinstance(guesses, SourceError):
-                errors.append(str(guesses))
-            yield path, guesses
-
-    for line in lines(noted(), form, top):
-        click.echo(line)
-    if errors:
-        raise SourceError(
-            f"{len(errors)} of {len(paths)} images were not classified:\n  {some(errors)}"
-        )
-
-
-@main.command()
 @click.option(
     "--out",
     type=PATH,
@@ -639,6 +374,10 @@ def demo(out: Path, json_file: Path | None) -> None:
             progress=progress_display(False),
         )
     click.echo(run(out, json_file, progress_display(False)))
+
+
+for command in (submit, status, ensemble, evaluate, plan, predict):
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -61,8 +61,8 @@ class PlainCommand(_PlainErrors):
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """StoppedError for SIGTERM and SIGUSR1, which Slurm sends before it takes a node."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    """StoppedError for the signals that Slurm sends before it takes a node."""
+    numbers = StoppedError.signals
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in numbers:
@@ -190,6 +190,12 @@ prepare_options = apply(
         help="An image that takes longer cannot be used.",
     ),
     click.option("--overwrite", is_flag=True, help="Remove what is there and start over."),
+    click.option(
+        "--part",
+        metavar="K/N",
+        help="Only the K-th of N parts, which other machines share; then `spectral merge`. 0/N: "
+        "list the source.",
+    ),
     click.option(
         "--report-bad", is_flag=True, help="List the images that cannot be used, and why."
     ),

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,6 +56,7 @@ class StoppedError(BaseException):
     """
 
     exit_status = 75
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # NCCL may take USR1 for its own
 
 
 def escaped(name: str | Path) -> str:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 import trainer  # noqa: F401  # says how idle threads wait, before any test imports torch
+from tests.slurm import Slurm, missing, running
 
 # Where a shell started us in the background Ctrl-C is ignored, also by what we start
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -112,6 +113,16 @@ def data(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
         )
         assert result.returncode == 0, result.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A Slurm of our own; without its packages the test is left out, but not in CI."""
+    if why := missing():
+        assert "SPECTRAL_TESTS_NEED_SLURM" not in os.environ, why
+        pytest.skip(why)
+    with running(tmp_path_factory.mktemp("slurm")) as found:
+        yield found
 
 
 AS_ROOT = ["sudo", "-n"] if os.geteuid() and shutil.which("sudo") else []

@@ -13,14 +13,31 @@ from tests.conftest import ROOT
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
-    *("format.beton", "format.manifest", "format.samples", "format.zstd", "planes.imaging"),
+    *(
+        "format.beton",
+        "format.manifest",
+        "format.parts",
+        "format.samples",
+        "format.zstd",
+        "planes.imaging",
+    ),
     *("preparation", "transforms", "catalogue"),
-    *("console", "limits", "errors", "files"),
+    *("console", "limits", "errors", "files", "ranges"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
 LAYERS = {
     "pipeline": (
-        ("choices", "limits", "errors", "files", "jit", "progress", "transforms", "digits"),
+        (
+            "choices",
+            "limits",
+            "errors",
+            "files",
+            "jit",
+            "progress",
+            "ranges",
+            "transforms",
+            "digits",
+        ),
         ("catalogue", "console"),
         ("preparation",),
         ("planes", "sources", "format"),
@@ -35,6 +52,7 @@ LAYERS = {
         ("reports",),
         ("run",),
         ("jobs", "fusion"),
+        ("cluster",),
         ("demo",),
     ),
 }
@@ -93,7 +111,7 @@ def test_every_module_says_what_it_is_for() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "prepare", "train", "networks", "recipes", "runs", "plot", "ensemble", "predict", "demo"],
+    ["", "prepare", "train", "recipes", "submit", "status", "plot", "ensemble", "predict", "demo"],
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
     """`--help` answers at once: no torch, ffcv or numba is loaded for it."""

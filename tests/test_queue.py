@@ -275,7 +275,7 @@ DEAF = "trap '' INT TERM; exec sleep 600"
     ("script", "signals", "status"),
     [
         ("exec sleep 600", [signal.SIGTERM], 75),
-        ("exec sleep 600", [signal.SIGUSR1], 75),
+        ("exec sleep 600", [signal.SIGUSR2], 75),
         ("exec sleep 600", [signal.SIGINT], 130),
         (DEAF, [signal.SIGINT, signal.SIGINT], 130),  # a second Ctrl-C does not wait
         (DEAF, [signal.SIGKILL], -9),

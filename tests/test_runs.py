@@ -51,8 +51,8 @@ def write(run: Path, rows: list[Row], tail: str = "") -> Path:
 
 
 def listed(root: Path, *words: str) -> dict[int, Row]:
-    """What `spectral runs --json` says, by shard."""
-    done = spectral_here("runs", "--runs", root, "--json", *words)
+    """What `spectral status --json` says, by shard."""
+    done = spectral_here("status", "--runs", root, "--json", *words)
     assert done.returncode == 0, done.stderr
     return {row["shard"]: row for row in json.loads(done.stdout)}
 
@@ -140,7 +140,7 @@ def test_the_list_tells_states_apart(tmp_path: Path) -> None:
     assert (found["1"]["step"], found["1"]["calib_top1"], found["1"]["val_top1"]) == (20, 0.6, None)
     assert (found["1"]["dataset"], found["1"]["folder"], found["1"]["recipe"]) == GROUP.parts
     assert (found["0"]["seconds"], found["2"]["error"]) == (12.0, "no luck")
-    text = spectral_here("runs", "--runs", tmp_path).stdout
+    text = spectral_here("status", "--runs", tmp_path).stdout
     assert "toy/sub4, digits+epochs=4" in text
     assert any(
         {"finished", "40/40", "50.00%", "25.00%"} <= set(x.split()) for x in text.split("\n")
@@ -185,7 +185,7 @@ def test_a_process_that_lives_is_heard_of(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_terminal_that_lacks_a_character_shows_the_list(tmp_path: Path) -> None:
     write(tmp_path / GROUP / "shard_00", [start(0)])
     for encoding in ("latin-1", "ascii"):
-        done = spectral("runs", "--runs", tmp_path, PYTHONIOENCODING=encoding)
+        done = spectral("status", "--runs", tmp_path, PYTHONIOENCODING=encoding)
         assert done.returncode == 0, done.stderr
         assert "interrupted" in done.stdout
 
@@ -196,8 +196,8 @@ def test_words_choose(tmp_path: Path) -> None:
     assert listed(tmp_path, "other").keys() == {"1"}
     assert listed(tmp_path, "sub4", "epochs=4").keys() == {"0"}
     assert listed(tmp_path, "finished") == {}
-    assert "no such runs" in spectral_here("runs", "--runs", tmp_path, "nothing").stdout
-    none = spectral_here("runs", "--runs", tmp_path / "none")
+    assert "no such runs" in spectral_here("status", "--runs", tmp_path, "nothing").stdout
+    none = spectral_here("status", "--runs", tmp_path / "none")
     assert none.returncode == 1
     assert "run `spectral train` first" in none.stderr
 
@@ -212,10 +212,10 @@ def test_what_is_damaged_or_foreign_does_not_break_the_list(tmp_path: Path) -> N
     (group / "shard_x").mkdir()
     (group / "shard_06").mkdir()
     (group / "shard_06" / "log.jsonl").write_bytes(bytes(range(256)) * 50)
-    done = spectral_here("runs", "--runs", tmp_path, "--json")
+    done = spectral_here("status", "--runs", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     states = {row["shard"]: row["state"] for row in json.loads(done.stdout)}
-    assert states == {**dict.fromkeys("0123", "damaged"), "4": "interrupted", "6": "interrupted"}
+    assert states == {**dict.fromkeys("0123", "damaged"), "4": "not started", "6": "interrupted"}
     assert done.stderr.count("result.json is damaged: remove it") == 4
     assert done.stderr.count("is no run of this tool") == 2
     assert len(done.stderr.splitlines()) == 6

@@ -136,12 +136,12 @@ def many(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
 SIGNALS = {
     signal.SIGINT: (130, "interrupted"),
     signal.SIGTERM: (75, "stopped by SIGTERM"),
-    signal.SIGUSR1: (75, "stopped by SIGUSR1"),
+    signal.SIGUSR2: (75, "stopped by SIGUSR2"),
 }
 
 
 @pytest.mark.parametrize(
-    ("number", "wait"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 0.6), (signal.SIGUSR1, 2.5)]
+    ("number", "wait"), [(signal.SIGINT, 0.3), (signal.SIGTERM, 0.6), (signal.SIGUSR2, 2.5)]
 )
 def test_a_signal_to_all_processes_is_one_line(
     many: Path, tmp_path: Path, number: signal.Signals, wait: float

@@ -413,7 +413,7 @@ def test_a_missing_idx_file_is_named(name: str, tmp_path: Path) -> None:
         listing(mnist.write(tmp_path / "a", zipped=False), tmp_path / "index")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_stop_while_unpickling_is_no_damage(number: signal.Signals) -> None:
     """A real signal: it ended with "expected a pickled dictionary" and status 1."""
     data = pickle.dumps({f"key{i}": list(range(200)) for i in range(2000)})

@@ -132,10 +132,10 @@ def test_many_kills_change_nothing(
 def test_signals_save_and_a_damaged_checkpoint_falls_back(
     data: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    """SIGTERM and SIGUSR1 end it with status 75 after a checkpoint of that very step; then
+    """SIGUSR2 and SIGUSR1 end it with status 75 after a checkpoint of that very step; then
     last.pt loses a bit, and the one before it is used: the end is the same again.
     """
-    for number, after in ((signal.SIGTERM, 100), (signal.SIGUSR1, 200)):
+    for number, after in ((signal.SIGUSR2, 100), (signal.SIGUSR1, 200)):
         status, error = interrupt(data, tmp_path, after, number)
         assert status == 75, error
         assert f"stopped by {number.name} after step" in error

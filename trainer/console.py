@@ -30,8 +30,30 @@ data_options = apply(
 runs_option = click.option(
     "--runs", type=PATH, help="Where runs live [default: $SPECTRAL_RUNS, else ./runs]."
 )
-# How a run is carried out, and how many at a time
-execution_options = apply(
+# Which runs, and how each is carried out
+run_options = apply(
+    click.option("--shard", "shards", help="7, 0-3, 3,5, all; 0+1+2: together."),
+    data_options,
+    click.option("--recipe", help="A recipe's name or file [default: the data set's]."),
+    click.option("--model", help="Its network: see `spectral networks`; --set model=… in short."),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a value of the recipe, e.g. optimizer.lr=0.05; may be repeated.",
+    ),
+    click.option("--name", help="Folder of the runs, in place of RECIPE+KEY=VALUE…."),
+    click.option(
+        "--plan",
+        "plan_file",
+        type=PATH,
+        help="Shards, epochs and recipe of a file that `spectral plan` has written.",
+    ),
+    click.option(
+        "--init", type=PATH, help="Start from these weights: our, torchvision's or timm's file."
+    ),
+    click.option("--init-shard", type=int, help="Start from the best weights of this shard."),
     click.option(
         "--feed",
         type=click.Choice(["auto", "stream", "resident"]),
@@ -47,6 +69,11 @@ execution_options = apply(
     ),
     click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile."),
     click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too."),
+    click.option("--seeds", type=click.IntRange(min=1), default=1, help="How many."),
+    runs_option,
+)
+# How many at a time on this machine
+parallel_options = apply(
     click.option("--gpus", type=click.IntRange(min=1), help="GPUs for each shard [default: 1]."),
     click.option(
         "--jobs-per-gpu",

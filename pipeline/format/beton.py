@@ -8,7 +8,9 @@ written by `pipeline.format.beton_writer`.
 import json
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -221,6 +223,22 @@ class BetonReader:
                 f"the file ends at {self.size}"
             )
         return self._map[start : start + size]
+
+    def runs(
+        self, first: int, end: int
+    ) -> Iterator[tuple[memoryview, NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """Samples whose payloads lie end to end: those, sizes, labels, and shapes (m, 2) as
+        (height, width) in px, zero where a row does not have them.
+        """
+        starts, sizes = self._pointers[first:end].astype(np.int64), self.payload_sizes[first:end]
+        breaks = np.flatnonzero(starts[1:] != starts[:-1] + sizes[:-1]) + 1
+        image, data = self.rows["f0"][first:end], memoryview(self._map)
+        shapes = np.zeros((len(sizes), 2), np.int32)
+        if self.field.type_id == TYPE_RGB_IMAGE:
+            shapes[:, 0], shapes[:, 1] = image["height"], image["width"]
+        for a, b in pairwise([0, *breaks.tolist(), len(sizes)]):
+            payload = data[int(starts[a]) : int(starts[b - 1] + sizes[b - 1])]
+            yield payload, sizes[a:b], self.labels[first + a : first + b], shapes[a:b]
 
     def __enter__(self) -> Self:
         return self

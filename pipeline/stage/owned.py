@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.errors import ConfigError, first_few
 from pipeline.format import manifest
 from pipeline.format.beton import PARTIAL
+from pipeline.format.parts import FOLDER
 from pipeline.format.samples import NAME as SAMPLES
 from pipeline.sources.index import SPLITS
 
@@ -20,6 +21,9 @@ _JOURNAL = re.compile(
     r"(header|state|again|outcomes|digests|scan\.arrow|index\.(arrow|json)|.*\.(points|sums)"
     rf"|(reasons|verdicts)\.jsonl)({re.escape(PARTIAL)})?",
     re.DOTALL,
+)
+_PARTS = re.compile(
+    r"\d+|(index|listing)-.*|plan\.json.*|merged\.jsonl|starts\.json|stderr\.log|slurm", re.DOTALL
 )
 
 
@@ -34,8 +38,8 @@ def refuse_foreign(directory: Path) -> None:
 
 def _foreign(directory: Path) -> Iterator[str]:
     for path in directory.iterdir():
-        if path.is_dir() and not path.is_symlink() and path.name in (*SPLITS, JOURNAL):
-            known = _JOURNAL if path.name == JOURNAL else _SHARD
+        if path.is_dir() and not path.is_symlink() and path.name in (*SPLITS, JOURNAL, FOLDER):
+            known = {JOURNAL: _JOURNAL, FOLDER: _PARTS}.get(path.name, _SHARD)
             yield from (
                 f"{path.name}/{inner.name}"
                 for inner in path.iterdir()
@@ -65,6 +69,7 @@ def remove(directory: Path) -> None:
     """Remove all that a run has written, the manifest first: without it nothing is final."""
     (directory / manifest.NAME).unlink(missing_ok=True)
     remove_journal(directory)
+    shutil.rmtree(directory / FOLDER, ignore_errors=True)
     for name in (*_FILES, *(name + PARTIAL for name in _FILES)):
         (directory / name).unlink(missing_ok=True)
     for split in SPLITS:

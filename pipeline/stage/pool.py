@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pipeline.choices import IMAGE_SECONDS
-from pipeline.errors import WorkerError
+from pipeline.errors import StoppedError, WorkerError
 from pipeline.preparation import Preparation
 from pipeline.sources.index import Index
 from pipeline.stage.blame import Job, Verdicts, ended, out_of_time, signal_name
@@ -92,7 +92,7 @@ class Pool:
         # Workers inherit the mask: what these mean is decided by the parent alone. The tracker,
         # which the first one would start, unblocks them
         resource_tracker.ensure_running()
-        asked = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+        asked = {signal.SIGINT, *StoppedError.signals}
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, asked)
         try:
             with self._startup.collected():

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
 from pipeline.files import make_directory
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
+from pipeline.format.parts import FOLDER
 from pipeline.preparation import Preparation
 from pipeline.progress import ProgressBar, Watch
 from pipeline.sources import Source, recognise
@@ -66,7 +67,7 @@ def prepare(
     refuse_undecodable(directory, ConfigError)
     for path in (source, source.resolve()):
         refuse_undecodable(path, ConfigError)
-    _refuse_overlap(source, directory)
+    refuse_overlap(source, directory)
     if (directory / manifest.NAME).exists() and not overwrite:
         return Prepared(directory, _finished(directory, prep, source, progress), True)
     with Watch() as watch:
@@ -74,7 +75,12 @@ def prepare(
         found = recognise(source)
     _say_unusual_layout(prep, found)
     refuse_foreign(directory)
-    with _lock(directory), _naming(directory):
+    if (directory / FOLDER).exists() and not overwrite:
+        raise ConfigError(
+            f"{directory} was begun in parts: go on with --part and `spectral merge`, or "
+            "--overwrite to start over"
+        )
+    with locked(directory), _naming(directory):
         if overwrite:
             remove(directory)
         existed = (directory / manifest.NAME).exists()  # another run may have finished since
@@ -96,16 +102,21 @@ def _write(
     image_seconds: float,
     progress: ProgressBar,
 ) -> Manifest:
-    versions = _versions()
-    index = take_up_index(prep, source, directory, versions, progress)
+    made_by = versions()
+    index = take_up_index(prep, source, directory, made_by, progress)
     rows = index.summary.rows
-    allowed = max(20, math.ceil(rows / 1000)) if max_bad is None else max_bad
+    allowed = allowed_bad(rows, max_bad)
     plan = Plan(prep, index, directory, workers, allowed, image_seconds)
     with progress("prepare", rows, "images") as advance:
         result = run.write(plan, advance)
-    found = conclude(prep, index, result, source.layout, versions)
+    found = conclude(prep, index, result, source.layout, made_by)
     found.save(directory)
     return found
+
+
+def allowed_bad(rows: int, max_bad: int | None) -> int:
+    """How many images of so many rows may be unusable."""
+    return max(20, math.ceil(rows / 1000)) if max_bad is None else max_bad
 
 
 def _say_unusual_layout(prep: Preparation, source: Source) -> None:
@@ -145,7 +156,7 @@ def _say_what_to_look_at(directory: Path, result: Manifest) -> None:
             )
 
 
-def _refuse_overlap(source: Path, directory: Path) -> None:
+def refuse_overlap(source: Path, directory: Path) -> None:
     """Shards would be taken for images, or images be in the way of shards."""
     there, here = source.resolve(), directory.resolve()
     if there in (here, *here.parents) or here in there.parents:
@@ -170,7 +181,7 @@ def _finished(directory: Path, prep: Preparation, source: Path, progress: Progre
     if damaged := quick_check(directory, found):
         raise DamagedError(f"{'; '.join(damaged)}: --overwrite prepares it again")
     if (directory / JOURNAL).exists():  # a run was killed in its very last moment
-        with _lock(directory):
+        with locked(directory):
             remove_journal(directory)
     return found
 
@@ -185,7 +196,7 @@ def _refuse_changed_source(
     directory: Path, found: Manifest, source: Path, progress: ProgressBar
 ) -> None:
     """Dates differ: look whether the images do."""
-    with _lock(directory), _fresh(directory / JOURNAL) as folder:
+    with locked(directory), _fresh(directory / JOURNAL) as folder:
         now = scan(found.preparation, recognise(source), folder, progress).summary
     if now.fingerprint != found.fingerprint:
         then = {split: count["indexed"] for split, count in found.counts.items()}
@@ -219,7 +230,7 @@ def _naming(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lock(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Hold `directory` against a second run; a crash releases it."""
     try:
         make_directory(directory)
@@ -244,7 +255,7 @@ def _lock(directory: Path) -> Iterator[None]:
         yield
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """What decides on the bytes of a shard, beside the options."""
     import PIL
     from PIL import features

@@ -12,6 +12,7 @@ import shutil
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Plan:
     """What is to be done, and with what. max_bad: images that may be unusable; image_seconds: that
-    one may take.
+    one may take. first, end: rows of the index, of one part; otherwise it is all of them.
     """
 
     prep: Preparation
@@ -52,11 +53,13 @@ class Plan:
     workers: int
     max_bad: int
     image_seconds: float
+    first: int = 0
+    end: int | None = None
 
     @property
     def rows(self) -> int:
-        """Images of the index."""
-        return self.index.summary.rows
+        """Images to work on."""
+        return (self.index.summary.rows if self.end is None else self.end) - self.first
 
     @property
     def journal(self) -> Path:
@@ -82,11 +85,45 @@ def write(plan: Plan, advance: Advance) -> Result:
     return Result(state.tally, files)
 
 
+def write_part(plan: Plan, advance: Advance) -> dict[str, Any]:
+    """The shards of a part, under their final names in its folder; what `merge` needs of it."""
+    with closing(State(plan.journal, plan.prep)) as state:
+        if state.tally.rows:
+            advance(state.tally.rows, "")
+        if not state.files:
+            state.finish(_write_shards(plan, state, advance))
+        for name in state.files:
+            publish(plan.directory / name)
+        for folder in {(plan.directory / name).parent for name in state.files}:
+            sync_directory(folder)
+        return {
+            "rows": [plan.first, plan.end],
+            "tally": state.tally.to_json(),
+            "files": {name: [*vars(file).values()] for name, file in state.files.items()},
+            "outcomes": [state.outcomes.rows, state.outcomes.checksum],
+            "reasons": sorted(state.reasons.items()),
+        }
+
+
+def _counts(plan: Plan) -> dict[str, int]:
+    """Rows to work on, by split."""
+    if plan.end is None:
+        return plan.index.summary.counts
+    found, left = np.zeros(len(SPLITS), np.int64), plan.rows
+    for batch in plan.index.batches(plan.first):
+        codes = batch["split"].to_numpy()[:left]
+        found += np.bincount(codes, minlength=len(SPLITS))
+        left -= len(codes)
+        if not left:
+            break
+    return dict(zip(SPLITS, found.tolist(), strict=True))
+
+
 def _write_shards(plan: Plan, state: State, advance: Advance) -> dict[str, Written]:
     with ExitStack() as stack:
         threads = min(WRITING_THREADS, plan.workers // WORKERS_A_WRITING_THREAD)
         each_plane = stack.enter_context(mapping(threads))
-        counts = plan.index.summary.counts
+        counts = _counts(plan)
         shards = Shards(plan.directory, plan.prep, counts, state.marks, each_plane)
         stack.callback(shards.close)
 
@@ -98,7 +135,8 @@ def _write_shards(plan: Plan, state: State, advance: Advance) -> dict[str, Writt
         stack.callback(commits.close)
         if state.tally.rows < plan.rows:
             _write_chunks(plan, state, shards, commits, advance)
-        _refuse_nothing_written(state.tally)
+        if plan.end is None:
+            _refuse_nothing_written(state.tally)
         commits.last()
         return shards.finish()
 
@@ -110,11 +148,11 @@ def _write_chunks(
     size = chunk_images(prep, plan.rows - start, plan.workers)
     processes = min(plan.workers, -(-(plan.rows - start) // size))
     with Verdicts(plan.journal) as verdicts, Watch() as watch:
-        feed = Feed(index, plan.journal, watch)
+        feed = Feed(index, index.folder, watch)
         room = slot_bytes(prep, size)
         with Pool(prep, index, processes, room, verdicts, plan.image_seconds) as pool:
             _check_space(plan, state.tally, pool, feed)
-            with closing(tasks(index, prep, feed, start, size)) as work:
+            with closing(tasks(index, prep, feed, plan.first + start, size, plan.end)) as work:
                 for batch, chunk, payload in pool.run(work):
                     shards.append(chunk, batch, payload)
                     _add(state, chunk, batch)
@@ -139,7 +177,7 @@ def _add(state: State, chunk: Chunk, batch: Batch) -> None:
 
 def _check_space(plan: Plan, tally: Tally, pool: Pool, feed: Feed) -> None:
     """Reckon from a few images what the shards will take; SourceError if it cannot fit."""
-    for _, chunk, _ in pool.run([probe(plan.index, plan.prep, feed, tally.rows)]):
+    for _, chunk, _ in pool.run([probe(plan.index, plan.prep, feed, plan.first + tally.rows)]):
         stored = chunk.sizes.shape[1]
         if not stored:
             return

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,6 @@ from pipeline.format.beton import PARTIAL, digest
 from pipeline.format.beton_writer import Written
 from pipeline.format.samples import NAME, QUARANTINED, WRITTEN
 from pipeline.sources.index import SPLITS, Container, Index, Place
-from pipeline.stage.journal import Table
 
 _WORDS = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -40,10 +39,15 @@ _CONTAINERS = b"spectral.containers"
 OUTCOME = np.dtype([("width", "<i4"), ("height", "<i4")])  # px; 0 and 0 of a quarantined image
 
 
-def write(directory: Path, index: Index, outcomes: Table, reasons: dict[int, str]) -> Written:
-    """Write the table under its partial name, row group by row group. outcomes: a row of OUTCOME
-    for each of the index; reasons: by row.
-    """
+class Rows(Protocol):
+    """What has a row of OUTCOME for each of the index: a table, or several end to end."""
+
+    def read(self, start: int, count: int) -> NDArray[Any]:
+        """Rows from `start` on."""
+
+
+def write(directory: Path, index: Index, outcomes: Rows, reasons: dict[int, str]) -> Written:
+    """Write the table under its partial name, row group by row group. reasons: by row."""
     partial = directory / (NAME + PARTIAL)
     containers = json.dumps([asdict(c) for c in index.summary.containers])
     schema = SCHEMA.with_metadata({_CONTAINERS: containers.encode()})

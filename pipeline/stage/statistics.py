@@ -63,6 +63,21 @@ class Tally:
             (*self.first_bad, *bad)[:SHOWN_BAD],
         )
 
+    def joined(self, other: "Tally") -> "Tally":
+        """With that of the rows that follow."""
+        counts = {
+            split: {key: count + other.counts[split][key] for key, count in own.items()}
+            for split, own in self.counts.items()
+        }
+        return Tally(
+            self.rows + other.rows,
+            counts,
+            self.train + other.train,
+            self.other + other.other,
+            self.errors + other.errors,
+            (*self.first_bad, *other.first_bad)[:SHOWN_BAD],
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Numbers, lists and dictionaries."""
         sums = {name: getattr(self, name).to_json() for name in ("train", "other", "errors")}

@@ -77,23 +77,23 @@ class Feed:
 
 
 def tasks(
-    index: Index, prep: Preparation, feed: Feed, start: int, size: int
+    index: Index, prep: Preparation, feed: Feed, start: int, size: int, end: int | None = None
 ) -> Generator[Work, None, None]:
-    """Tasks of up to `size` rows from row `start` on, numbered from 0. What workers cannot read
-    themselves is read here, ahead, in a thread.
+    """Tasks of up to `size` rows from row `start` on, and before `end`, numbered from 0. What
+    workers cannot read themselves is read here, ahead, in a thread.
     """
-    work = _tasks(index, prep, feed, start, size)
+    work = _tasks(index, prep, feed, start, size, end)
     return _ahead(work) if feed.needed else work
 
 
 def _tasks(
-    index: Index, prep: Preparation, feed: Feed, start: int, size: int
+    index: Index, prep: Preparation, feed: Feed, start: int, size: int, end: int | None = None
 ) -> Generator[Work, None, None]:
     every = max(1, index.summary.rows // PSNR_IMAGES)
     number, row = 0, start
     room = slot_bytes(prep, size) // 2  # of files that are read here; one more mostly fits, too
-    for batch in index.batches(start):
-        at = 0
+    for whole in index.batches(start):
+        batch, at = whole if end is None else whole.slice(0, max(0, end - row)), 0
         while at < len(batch):
             places, data = _read(batch.slice(at, size), feed, room)
             chosen = _batch(batch.slice(at, len(places)))

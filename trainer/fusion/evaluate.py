@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.errors import ConfigError, some
+from pipeline.errors import ConfigError, first_few
 from pipeline.format import manifest, samples
 from pipeline.format.manifest import Manifest
 from trainer.data.groups import open_split
@@ -93,7 +93,7 @@ def _check_fits(trained: Manifest, data: Prepared) -> None:
     known = set(trained.classes)
     if unknown := [name for name in data.manifest.classes if name not in known]:
         raise ConfigError(
-            f"{data.directory} has classes that the classifier does not know: {some(unknown)}"
+            f"{data.directory} has classes that the classifier does not know: {first_few(unknown)}"
         )
 
 

@@ -27,7 +27,6 @@ INTERRUPT_DELAY = 1.0
 STOPPED = StoppedError.exit_status
 INTERRUPTED = 130
 _TETHER = Path(__file__).with_name("tether.py")
-_QUOTED = 1 << 16  # bytes at the end of what a process said in which its error is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Ended:
 
     @property
     def described(self) -> str:
-        """What stands in the job's stderr.log, for people and for `spectral runs`."""
+        """What stands in the job's stderr.log, for people and for `spectral status`."""
         if self.status in (0, STOPPED):
             return "stopped" if self.status else "finished"
         return f"failed: {self.error}"
@@ -86,7 +85,7 @@ class Launched:
         return None
 
     def _note(self, ended: Ended) -> None:
-        """For people, in stderr.log; for `spectral runs`, what the processes could not say."""
+        """For people, in stderr.log; for `spectral status`, what the processes could not say."""
         stderr.note(self._stderr[0], ended.described)
         if ended.status not in (0, STOPPED):
             note_failure(self._directory, ended.error)
@@ -152,13 +151,7 @@ class Launched:
         return who + (said.removeprefix("Error: ") or f"ended with exit status {status}")
 
     def _said(self, rank: int) -> str:
-        """Its last line that begins with `Error: `, else its last line."""
-        path, start = self._stderr[rank], self._starts[rank]
-        with path.open("rb") as file:
-            file.seek(max(start, path.stat().st_size - _QUOTED))
-            lines = file.read().decode(errors="replace").splitlines()
-        errors = [line for line in lines if line.startswith("Error: ")]
-        return (errors or [line.strip() for line in lines if line.strip()] or [""])[-1]
+        return stderr.last_error(self._stderr[rank], self._starts[rank])
 
 
 def _start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

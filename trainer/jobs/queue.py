@@ -199,7 +199,7 @@ class Signals:
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> list[int]:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for number in (*StoppedError.signals, signal.SIGINT):
             self._before[number] = signal.signal(number, self._note)
         return self._received
 

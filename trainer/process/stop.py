@@ -1,4 +1,4 @@
-"""Turns SIGTERM and SIGUSR1, which Slurm sends before it takes a node, into a request to save."""
+"""Turns the signals that Slurm sends before it takes a node into a request to save."""
 
 import os
 import signal
@@ -9,7 +9,6 @@ from types import FrameType
 
 from pipeline.errors import StoppedError
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _INTERRUPTED = 130  # exit status after Ctrl-C
 
 
@@ -29,7 +28,7 @@ class StopRequest:
 
 def leave_when_asked() -> None:
     """Until there is something to save, the signals end the process at once, with their status."""
-    for number in _SIGNALS:
+    for number in StoppedError.signals:
         signal.signal(number, _leave)
 
 
@@ -48,7 +47,7 @@ def ends_at_once() -> Iterator[None]:
 
     def listen() -> None:
         while number := os.read(reader, 1)[0]:
-            if number in (*_SIGNALS, signal.SIGINT):
+            if number in (*StoppedError.signals, signal.SIGINT):
                 name = signal.Signals(number).name
                 os.write(2, f"Error: stopped by {name}, nothing was to be saved\n".encode())
                 os._exit(_INTERRUPTED if number == signal.SIGINT else StoppedError.exit_status)
@@ -69,7 +68,7 @@ def ends_at_once() -> Iterator[None]:
 def stop_requests() -> Iterator[StopRequest]:
     """Take note of signals in place of dying, until the block ends."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.receive) for number in _SIGNALS}
+    before = {number: signal.signal(number, request.receive) for number in StoppedError.signals}
     try:
         yield request
     finally:

@@ -26,7 +26,7 @@ ACTIVE = ("starting", "training", "evaluating")
 @dataclass(frozen=True, kw_only=True)
 class State:
     """`state`: one of ACTIVE, finished, stopped or failed (`error` says why). `job`: of a cluster's
-    scheduler. Times are in seconds since 1970.
+    scheduler. `saved`: the step of the last checkpoint. Times are in seconds since 1970.
     """
 
     state: str
@@ -37,6 +37,7 @@ class State:
     job: str | None = None
     step: int | None = None
     steps: int | None = None
+    saved: int | None = None
     images_per_s: float | None = None
     error: str | None = None
 
@@ -75,7 +76,8 @@ class Status:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._state = _new("starting")
+        before = read(directory)
+        self._state = replace(_new("starting"), saved=before.saved if before else None)
         self._lock = threading.Lock()  # a beat must not meet a file that is being replaced
         self.update()
 

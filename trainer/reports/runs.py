@@ -6,9 +6,9 @@ Nothing here is sure to be whole: a run may be under way, cut short, damaged, or
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 class Run:
     """One run. None: not known. Accuracies are shares from 0 to 1, times are in seconds.
 
-    `state`: finished, running, failed (`error` says why), stopped (all was saved), interrupted or
-    damaged. `host`: where it runs, or ran last.
-    `seconds`: spent on training; of an unfinished run, since it was started or resumed last.
+    `state`: finished, running, failed (`error` says why), stopped (all was saved), interrupted,
+    damaged or not started; of a job in a queue also waiting, requeued, held or what Slurm says.
+    `node` and `job`: where it runs, or ran last. `seconds`: spent on training; of an unfinished
+    run, since it was started or resumed last. `seconds_left`: of one that runs.
     """
 
     directory: Path
@@ -47,15 +48,21 @@ class Run:
     images_per_s: float | None = None
     seconds: float | None = None
     updated: float | None = None
-    host: str | None = None
+    seconds_left: float | None = None
+    node: str | None = None
+    job: str | None = None
 
     def row(self) -> dict[str, Any]:
         """As JSON has it."""
         return {**asdict(self), "directory": str(self.directory)}
 
 
-def list_runs(root: Path, words: tuple[str, ...] = ()) -> list[Run]:
-    """The runs in `root` whose folders, shard or state hold all words, in the order of names."""
+def list_runs(
+    root: Path, words: tuple[str, ...] = (), seen: Callable[[Run], Run] = lambda run: run
+) -> list[Run]:
+    """The runs in `root` whose folders, shard or state hold all words, in the order of names. seen:
+    adds what else is known of one.
+    """
     if not root.is_dir():
         raise ConfigError(f"no runs in {root}: run `spectral train` first, or name one by --runs")
     found = []
@@ -65,6 +72,7 @@ def list_runs(root: Path, words: tuple[str, ...] = ()) -> list[Run]:
         except OSError as error:
             log.warning("left out: %s", describe(error))
             continue
+        run = seen(run) if run else None
         said = f"{directory.relative_to(root)} {run.shard} {run.state}".lower() if run else ""
         if run and all(word.lower() in said for word in words):
             found.append(run)
@@ -89,7 +97,8 @@ def _look(root: Path, directory: Path) -> Run | None:
         shard=shard,
         images_per_s=at.images_per_s,
         updated=at.time,
-        host=said.host if said else None,
+        node=said.host if said else None,
+        job=said.job if said else None,
         **(_of_log(directory, at, error) if result is None else _of_result(result)),
     )
 
@@ -138,6 +147,7 @@ def _of_log(directory: Path, at: Status, damage: str | None) -> dict[str, Any]:
         "calib_top1": at.best("calib"),
         "val_top1": list(val.values())[-1] if val else None,
         "seconds": at.time - at.first[0] if at.time and at.first else None,
+        "seconds_left": at.seconds_left if state == "running" else None,
     }
 
 
@@ -146,32 +156,61 @@ def _state(directory: Path) -> tuple[str, str | None]:
     if is_active(directory):
         return "running", None
     said = read(directory)
+    if said is None and not (directory / NAME).exists():
+        return "not started", None
     if said is None or said.state in ACTIVE:  # it was killed, or its machine has gone
         return "interrupted", None
     return said.state, said.error
 
 
-_COLUMNS = ("shard", "state", "epoch", "step", "calib", "val", "images/s", "time", "last row")
-_FIGURES = [column for column in _COLUMNS if column != "state"]
+_COLUMNS = (
+    *("shard", "state", "job", "node", "epoch", "step", "calib", "val", "images/s"),
+    *("time", "left", "last row"),
+)
+_FIGURES = [c for c in _COLUMNS if c not in ("state", "job", "node")]
 
 
 def table(runs: list[Run], root: Path) -> str:
-    """For people: a block for each recipe on each prepared data set."""
+    """For people: a block for each recipe on each prepared data set, then what is wrong, and all
+    together. A column of which nothing is known is left out.
+    """
     if not runs:
         return f"no such runs in {root}"
+    rows = [_cells(run) for run in runs]
+    shown = [i for i in range(len(_COLUMNS)) if any(row[i] != "–" for row in rows)]
+    rows = [tuple(row[i] for i in shown) for row in rows]
+    columns = tuple(_COLUMNS[i] for i in shown)
+    blocks: dict[Path, list[int]] = {}
+    for at, run in enumerate(runs):
+        blocks.setdefault(run.directory.parent, []).append(at)
     lines: list[str] = []
-    for _, group in groupby(runs, lambda run: run.directory.parent):
-        first, *more = group
+    for places in blocks.values():
+        first = runs[places[0]]
         lines += [*[""] * bool(lines), f"{first.dataset}/{first.folder}, {first.recipe}"]
-        rows = map(_cells, (first, *more))
-        lines += [f"  {line}" for line in console.table(_COLUMNS, rows, _FIGURES)]
-    return "\n".join([*lines, *_errors(runs)])
+        block = console.table(columns, [rows[at] for at in places], _FIGURES)
+        lines += [f"  {line}" for line in block]
+    return "\n".join([*lines, *_errors(runs), totals(runs)])
+
+
+def totals(runs: list[Run]) -> str:
+    """How many are in each state, how fast those go that run, and when the last one ends."""
+    counts = Counter(run.state for run in runs).most_common()
+    words = ", ".join(f"{count} {state}" for state, count in counts)
+    running = [run for run in runs if run.state == "running"]
+    speed = sum(run.images_per_s or 0 for run in running)
+    left = max((run.seconds_left or 0 for run in running), default=0)
+    return (
+        f"{len(runs)} run{'s' * (len(runs) > 1)}: {words}"
+        + f"; {speed:,.0f} images/s" * bool(speed)
+        + f"; those that run end in about {duration(left)}" * bool(left)
+    )
 
 
 def _errors(runs: list[Run]) -> Iterator[str]:
     for run in runs:
-        if run.error and run.state == "failed":
-            yield f"{run.directory} failed: {run.error}"
+        if run.error and run.state in ("failed", "held"):
+            said = f"failed: {run.error}" if run.state == "failed" else f"is {run.error}"
+            yield f"{run.directory} {said}"
 
 
 def _cells(run: Run) -> tuple[str, ...]:
@@ -179,11 +218,14 @@ def _cells(run: Run) -> tuple[str, ...]:
     return (
         run.shard,
         run.state,
+        run.job or "–",
+        run.node if run.node and run.job else "–",
         of_total(run.epoch, run.epochs),
         of_total(run.step, run.steps),
         "–" if run.calib_top1 is None else f"{run.calib_top1:.2%}",
         "–" if run.val_top1 is None else f"{run.val_top1:.2%}",
         "–" if run.images_per_s is None else f"{run.images_per_s:,.0f}",
         duration(run.seconds),
+        duration(run.seconds_left),
         "–" if ago is None else f"{duration(ago)} ago",
     )

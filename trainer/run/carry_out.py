@@ -65,7 +65,7 @@ def _train(
     context: RunContext, stop: StopRequest, progress_bar: ProgressBar, status: Status | None
 ) -> dict[str, Any]:
     """From the last checkpoint, if there is one, to the figures of the best network."""
-    store = CheckpointStore(context)
+    store = CheckpointStore(context, status)
     store.resume()
     with closing(Recorder(context, store.progress, status)) as recorder:
         fit(context, store, recorder, stop, progress_bar)
@@ -96,7 +96,7 @@ def _check_planes(spec: RunSpec, data: Prepared) -> None:
 
 @contextmanager
 def _status(run: RunDir, world: World) -> Iterator[Status | None]:
-    """Keep what the run is doing, and how it ended, where `spectral runs` finds it."""
+    """Keep what the run is doing, and how it ended, where `spectral status` finds it."""
     if not world.leads:
         yield None
         return

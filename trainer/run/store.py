@@ -16,6 +16,7 @@ from torch import nn
 from pipeline.errors import DamagedError
 from trainer.record import checkpoint
 from trainer.record.rundir import RunDir
+from trainer.record.status import Status
 from trainer.record.weights import load_weights, save_weights
 from trainer.run.context import RunContext
 from trainer.run.evaluate import Metrics
@@ -44,13 +45,14 @@ class Progress:
 class CheckpointStore:
     """Progress and the stepper's state of one run, on disk and back."""
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: RunContext, status: Status | None = None) -> None:
         self._run, self._world = RunDir(context.spec.directory), context.world
         self._stepper, self._steps = context.stepper, context.steps
         self._facts = {
             "shard": context.spec.shard,
             "deterministic": context.spec.execution.deterministic,
         }
+        self._status = status
         self.progress = Progress()
 
     def save(self) -> None:
@@ -60,6 +62,8 @@ class CheckpointStore:
         content = {**self._stepper.state(), "progress": asdict(self.progress), **self._facts}
         content |= {"threads": torch.get_num_threads(), "processes": self._world.size}
         checkpoint.save_keeping(self._run.last, self._run.previous, content)
+        if self._status is not None:
+            self._status.update(saved=self.progress.step)
 
     def resume(self) -> None:
         """Go on from last.pt, if there is one."""

@@ -1,0 +1,239 @@
+"""Shards as tasks of a real Slurm: stops, kills, failures, crash loops, and what is submitted."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import SUB4, Done, spectral_here
+from tests.slurm import Slurm, await_
+from tests.test_prepare import TOY, files_of
+from trainer.record.weights import load_weights
+
+pytestmark = [pytest.mark.serial, pytest.mark.slurm]
+
+TRAINED = ("--recipe", "digits", "--save-every", "7", "--set", "epochs=40", "--set",
+           "batch_size=16", "--set", "model_args.width=8", "--set", "augment.cutout=4")  # fmt: skip
+SITE = """
+[slurm]
+cpus = 1
+spread = 0
+setup = ["export OMP_NUM_THREADS=1"]
+"""
+# Loaded by each Python that finds it on its path: the worker of a run is killed as it starts
+CRASH = """
+import os, sys
+if "trainer.run.worker" in sys.orig_argv and os.environ["CRASHES"] in sys.orig_argv[-1]:
+    os.kill(os.getpid(), 9)
+"""
+
+
+@dataclass
+class Cluster:
+    """Commands of ours on a Slurm; `home`: the folder of runs, and of the site's file."""
+
+    slurm: Slurm
+    home: Path
+    data: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def site(self) -> Path:
+        path = self.home / "site.toml"
+        path.write_text(SITE)
+        return path
+
+    def spectral(self, *args: object) -> Done:
+        return spectral_here(*args, SLURM_CONF=str(self.slurm.conf), **self.env)
+
+    def submit(self, shards: str, *options: object, name: str = "x") -> str:
+        """`spectral submit train`; what it says."""
+        done = self.spectral(
+            "submit", "train", "--shard", shards, "--data", self.data, "--runs", self.home,
+            "--name", name, *TRAINED, "--gpus", 0, "--site", self.site, *options,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def job(self, *args: object, **more: str) -> str:
+        """The number of the one job that was submitted."""
+        (job,) = re.findall(r"^job (\d+):", self.submit(*args, **more), re.M)
+        return job
+
+    def run(self, shard: int, name: str = "x") -> Path:
+        return self.home / "toy" / self.data.name / name / f"shard_{shard:02d}"
+
+    def steps(self, shard: int, name: str = "x") -> int:
+        path = self.run(shard, name) / "log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return max((json.loads(x)["step"] for x in lines if x.endswith("}")), default=0)
+
+    def status(self, shard: int, name: str = "x") -> dict[str, object]:
+        return json.loads((self.run(shard, name) / "status.json").read_text())
+
+    def standing(self, shard: int) -> dict[str, object]:
+        """Its row of `spectral status`."""
+        done = self.spectral("status", "--runs", self.home, "--json")
+        assert done.returncode == 0, done.stderr
+        return {row["shard"]: row for row in json.loads(done.stdout)}[str(shard)]
+
+    def log(self, shard: int, name: str = "*") -> str:
+        """What the batch scripts of a shard said."""
+        return "".join(p.read_text() for p in self.home.glob(f"slurm/{name}/{shard}.log"))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As of the tasks, for the same rounding."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def undisturbed(data: Path, runs: Path, shard: int) -> None:
+    """The same, in this process."""
+    with one_thread():
+        done = spectral_here("train", "--data", data, "--runs", runs, "--name", "x", *TRAINED,
+                             "--shard", shard)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    found, expected = (load_weights(run / "best.safetensors").tensors for run in (one, other))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.fixture
+def cluster(slurm: Slurm, data: Path, tmp_path: Path) -> Cluster:
+    return Cluster(slurm, tmp_path / "runs", _made(tmp_path / "runs") and data / SUB4)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def copied(data: Path, folder: Path) -> Path:
+    """Prepared data that a test may damage."""
+    subprocess.run(["cp", "-a", data, folder], check=True)
+    return folder / data.name
+
+
+def kill_worker(cluster: Cluster, shard: int) -> None:
+    os.kill(int(str(cluster.status(shard)["pid"])), signal.SIGKILL)
+
+
+def test_a_stopped_and_a_killed_task_go_on_and_others_fail_for_good(
+    cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    """Shard 0 is killed and shard 1 stopped in the middle of an epoch; the file of shard 2 is
+    damaged, and shard 3 crashes whenever it starts.
+    """
+    cluster.data = copied(data / SUB4, tmp_path)
+    shard = cluster.data / "train" / "shard_02.beton"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(CRASH)
+    cluster.env = {"PYTHONPATH": str(tmp_path / "hook"), "CRASHES": "shard_03"}
+    job = cluster.job("all", "--starts", 2)
+    slurm = cluster.slurm
+    assert await_(lambda: cluster.steps(0) > 20)
+    kill_worker(cluster, 0)
+    assert await_(lambda: cluster.standing(0)["state"] == "requeued")
+    assert await_(lambda: cluster.steps(1) > 20)
+    slurm.run("scancel", "--signal=USR2", f"{job}_1")
+    again = cluster.submit("0-1")
+    assert "job" not in re.findall(r"^\w+", again, re.M)
+    assert again.count(f"in the queue already, job {job}_") == 2
+
+    assert slurm.await_state(f"{job}_2", "FAILED", "COMPLETED") == "FAILED"
+    assert slurm.details(f"{job}_2")["Restarts"] == "0"
+    assert slurm.await_state(f"{job}_3", "FAILED", "COMPLETED") == "FAILED"
+    assert slurm.details(f"{job}_3")["Restarts"] == "1"
+    assert "shard_02.beton is truncated" in cluster.log(2)
+    said = cluster.status(3)
+    assert said["state"] == "failed"
+    assert str(said["error"]).startswith(
+        "given up after 2 starts that ended at step 0; the last one: killed by SIGKILL"
+    )
+    for k, how in ((0, "killed by SIGKILL"), (1, "stopped")):
+        assert slurm.await_state(f"{job}_{k}", "COMPLETED", "FAILED") == "COMPLETED"
+        assert slurm.details(f"{job}_{k}")["Restarts"] == "1"
+        assert f"{how}" in cluster.log(k)
+        undisturbed(cluster.data, tmp_path / "reference", k)
+        expected = tmp_path / "reference" / cluster.run(k).relative_to(cluster.home)
+        assert_same_weights(cluster.run(k), expected)
+    left = cluster.submit("all", "--dry-run")
+    assert left.count("already finished") == 2
+    assert "#SBATCH --array=2-3\n" in left
+
+
+def test_the_table_tells_what_the_queue_does_and_a_cancelled_task_stays_cancelled(
+    cluster: Cluster,
+) -> None:
+    slurm = cluster.slurm
+    job = cluster.job("0-1", "--at-once", 1)
+    assert cluster.standing(1)["state"] == "waiting"
+    slurm.run("scontrol", "hold", f"{job}_1")
+    assert await_(lambda: cluster.steps(0) > 10)
+    found = cluster.standing(0)
+    assert (found["state"], found["job"]) == ("running", f"{job}_0")
+    assert found["node"]
+    text = cluster.spectral("status", "--runs", cluster.home).stdout
+    assert f"is held (JobHeldAdmin): scontrol release {job}_1" in text  # root is one
+    assert "2 runs: 1 running, 1 held; " in text
+    slurm.run("scancel", f"{job}_0")
+    assert slurm.await_state(f"{job}_0", "CANCELLED", "PENDING") == "CANCELLED"
+    assert cluster.standing(0)["state"] == "stopped"
+    slurm.run("scancel", job)
+    assert cluster.standing(1)["state"] == "not started"
+    assert "#SBATCH --array=0-1\n" in cluster.submit("0-1", "--dry-run")
+
+
+@pytest.mark.chaos
+def test_parts_are_prepared_and_merged_though_one_is_killed(
+    cluster: Cluster, source: Path, tmp_path: Path
+) -> None:
+    """Submitted twice; one process is killed in the middle. The bytes are those of one machine."""
+    out = tmp_path / "out"
+    words = ("toy", "--source", source, *TOY, "--out")
+    command = ("submit", "prepare", *words, out, "--parts", 5, "--site", cluster.site)
+    first = cluster.spectral(*command)
+    assert first.returncode == 0, first.stderr
+    jobs = {kind: job for job, kind in re.findall(r"^job (\d+): (\w+)", first.stdout, re.M)}
+    again = cluster.spectral(*command)
+    assert re.findall(r"^job", again.stdout, re.M) == [], again.stderr
+    assert "in the queue already" in again.stdout
+    folder = out / "toy" / "sub4-s32-calib0.2" / "parts" / "3"
+    assert await_(lambda: bool(list(folder.glob("train/*.partial"))), 150)
+    for process in pids("--part 3/5"):
+        os.kill(process, signal.SIGKILL)
+    array = jobs["prepare"]
+    cluster.slurm.await_state(jobs["merge"], "COMPLETED", "FAILED", "CANCELLED", seconds=250)
+    states = cluster.slurm.states()
+    assert states[jobs["list"]] == states[jobs["merge"]] == states[f"{array}_3"] == "COMPLETED"
+    assert cluster.slurm.details(f"{array}_3")["Restarts"] == "1"
+    whole = spectral_here("prepare", *words, tmp_path / "whole")
+    assert whole.returncode == 0
+    assert files_of(out) == files_of(tmp_path / "whole")
+    assert "finished already" in cluster.spectral(*command).stdout
+
+
+def pids(words: str) -> list[int]:
+    """Of our Python processes with these words on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        if words in line and "-m cli prepare" in line and not line.startswith("srun"):
+            found.append(int(path.parent.name))
+    return found

@@ -1,0 +1,203 @@
+"""The commands for a cluster: `spectral submit` and what is under it."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from pipeline.console import PATH, Group, PlainCommand, apply, json_option, prepare_options
+from trainer.console import run_options, runs_option
+
+WATCHED = 10  # seconds between two looks of `status --watch`
+# What every job of ours is told
+_job_options = apply(
+    click.option("--partition", help="Where the jobs wait [default: the site's]."),
+    click.option("--account", help="Who pays for them [default: the site's]."),
+    click.option("--time", help="Limit of a job, such as 12:00:00 [default: the site's]."),
+    click.option("--cpus", type=click.IntRange(min=1), help="Cores of a process [default: 4]."),
+    click.option("--mail", help="Where Slurm writes to at the end of a job."),
+    click.option("--container", help="Words before our commands: apptainer exec --nv IMAGE."),
+    click.option(
+        "--site", type=PATH, help="What the cluster wants to be told [default: ./spectral.toml]."
+    ),
+    click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing."),
+    click.argument("sbatch", nargs=-1, metavar="[-- SBATCH OPTIONS]", type=click.UNPROCESSED),
+)
+_SITE = ("partition", "account", "time", "cpus", "mail", "container")
+
+
+def _site(path: Path | None, asked: dict[str, Any]) -> Any:
+    """Of the file, and of the options, which are taken out of `asked`."""
+    from trainer.cluster.site import load
+
+    said = {name: asked.pop(name) for name in _SITE}
+    return load(path).over(asked.pop("sbatch"), **said)
+
+
+@click.group(cls=Group)
+def submit() -> None:
+    """Hand jobs to a cluster that runs Slurm.
+
+    Submitted again, only what is neither finished nor in the queue is started.
+    """
+
+
+@submit.command()
+@run_options
+@click.option(
+    "--gpus", type=click.IntRange(min=0), default=1, show_default=True, help="Of a shard's node."
+)
+@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Of a shard.")
+@click.option(
+    "--processes", type=click.IntRange(min=1), help="Of a node [default: one for each GPU]."
+)
+@click.option("--at-once", type=click.IntRange(min=1), help="Tasks that may run at a time.")
+@click.option(
+    "--starts",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="In a row without a new checkpoint, after which a run is given up.",
+)
+@_job_options
+def train(
+    gpus: int,
+    nodes: int,
+    processes: int | None,
+    at_once: int | None,
+    starts: int,
+    site: Path | None,
+    dry_run: bool,
+    **asked: Any,
+) -> None:
+    """An array that trains one shard a task, taking all that `spectral train` takes.
+
+    A task that is stopped, preempted or killed, or reaches its time limit, goes back into the
+    queue and on from its last checkpoint; one that fails does not. Finished runs, and those in the
+    queue, are left out.
+
+    Example: spectral submit train --shard all --dataset imagenet1k --time 12:00:00 -- --mem=32G
+    """
+    wanted = _site(site, asked)
+    from trainer.cluster.script import Shape
+    from trainer.cluster.submit import Order, check_shape
+    from trainer.cluster.submit import train as run
+    from trainer.data.selection import runs_root
+    from trainer.jobs.asked import runs_asked_for
+
+    shape = Shape(nodes=nodes, gpus=gpus, processes=processes or max(1, gpus))
+    check_shape(shape)
+    prepared, specs = runs_asked_for(**asked)
+    order = Order(
+        root=runs_root(asked["runs"]),
+        site=wanted,
+        shape=shape,
+        at_once=at_once,
+        starts=starts,
+        dry_run=dry_run,
+    )
+    for line in run(specs, prepared, order):
+        click.echo(line)
+
+
+@submit.command()
+@click.argument("dataset")
+@prepare_options
+@click.option("--parts", type=click.IntRange(min=1), required=True, help="Tasks to share it.")
+@click.option("--at-once", type=click.IntRange(min=1), help="Tasks that may run at a time.")
+@_job_options
+def prepare(
+    dataset: str,
+    parts: int,
+    at_once: int | None,
+    site: Path | None,
+    dry_run: bool,
+    max_bad: int | None,
+    source: Path | None,
+    out: Path | None,
+    **asked: Any,
+) -> None:
+    """Prepare DATASET in parts: one job lists the source, an array decodes, the last one merges.
+
+    It takes all that `spectral prepare` takes. Finished parts, and those in the queue, are left
+    out.
+
+    Example: spectral submit prepare imagenet1k --source DIR --splits 36 --parts 64 --time 4:00:00
+    """
+    import os
+
+    wanted = _site(site, asked)
+    from pipeline.preparation import preparation
+    from trainer.cluster.prepare import Order
+    from trainer.cluster.prepare import prepare as run
+
+    for name in ("overwrite", "report_bad", "part", "workers"):
+        if asked.pop(name):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} is not for jobs that share the work"
+            )
+    words = _said(click.get_current_context(), asked)
+    splits = asked.pop("splits")
+    del asked["image_timeout"]
+    source = (source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset).absolute()
+    out = (out or Path(os.environ.get("SPECTRAL_DATA", "data"))).absolute()
+    bad = [] if max_bad is None else ["--max-bad", str(max_bad)]
+    order = Order(
+        directory=preparation(dataset, splits, **asked).directory(out),
+        words=[dataset, "--source", str(source), "--out", str(out), *words, *bad],
+        count=parts,
+        site=wanted,
+        max_bad=max_bad,
+        at_once=at_once,
+        dry_run=dry_run,
+    )
+    for line in run(order):
+        click.echo(line)
+
+
+def _said(context: click.Context, names: Iterable[str]) -> list[str]:
+    """The options of these names that stand on the command line, as they have to be said again."""
+    words = []
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        if param.name in names and source is ParameterSource.COMMANDLINE:
+            value = context.params[param.name]
+            if isinstance(param, click.Option) and param.is_flag:
+                words.append(param.opts[0])
+            else:
+                words += [param.opts[0], "all" if value is True else str(value)]
+    return words
+
+
+@click.command(cls=PlainCommand)
+@click.argument("words", nargs=-1)
+@runs_option
+@click.option("--watch", is_flag=True, help=f"Say it again every {WATCHED} s, until Ctrl-C.")
+@json_option
+def status(words: tuple[str, ...], runs: Path | None, watch: bool, as_json: bool) -> None:
+    """Say where all runs stand: how far, how good, running, in the queue, or why not.
+
+    WORDS choose: those whose folders, shard or state hold all of them. Where there is a Slurm, its
+    queue is asked too. Nothing is written.
+
+    Example: spectral status cifar10 failed
+    """
+    from trainer.cluster.standing import standing
+    from trainer.data.selection import runs_root
+    from trainer.reports.runs import table
+
+    root = runs_root(runs)
+    while True:
+        found = standing(root, words)
+        if watch and not as_json:
+            click.clear()
+        click.echo(
+            json.dumps([run.row() for run in found], indent=1) if as_json else table(found, root)
+        )
+        if not watch:
+            return
+        time.sleep(WATCHED)

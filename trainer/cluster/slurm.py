@@ -1,0 +1,77 @@
+"""The commands of Slurm that are used, here and nowhere else; their answers as values."""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import SpectralError
+
+PREFIX = "spectral-"  # of the names of our jobs; the rest says which list their tasks are of
+SECONDS = 60  # that an answer may take
+_FORMAT = "%i|%T|%r|%N|%j"
+MOST_TASKS = 1001  # Slurm's default
+
+
+class SlurmError(SpectralError):
+    """A command of Slurm's that is missing or failed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queued:
+    """A job, or a task of an array, that waits or runs. `state` and `reason`: in Slurm's words."""
+
+    job: str
+    state: str
+    reason: str
+    node: str
+    name: str
+
+    @property
+    def task(self) -> int | None:
+        """The index within its array."""
+        index = self.job.partition("_")[2]
+        return int(index) if index.isdecimal() else None
+
+
+def call(*command: str, text: str | None = None) -> str:
+    """What it answers; SlurmError with what it complains of."""
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except FileNotFoundError as error:
+        raise SlurmError(
+            f"{command[0]} is not installed here: type this on a login node of the cluster"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]} has not answered in {SECONDS} s: try again") from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise SlurmError(f"{command[0]}: {said[-1] if said else f'status {done.returncode}'}")
+    return done.stdout
+
+
+def queued() -> list[Queued]:
+    """Our own jobs that have not ended, a line a task."""
+    user = str(os.getuid())
+    lines = call("squeue", "--noheader", "--array", "--user", user, "--format", _FORMAT)
+    found = []
+    for line in lines.splitlines():
+        job, state, reason, node, name = line.split("|", 4)
+        if name.startswith(PREFIX):
+            found.append(Queued(job=job, state=state, reason=reason, node=node, name=name))
+    return found
+
+
+def max_array() -> int:
+    """Tasks that an array may have, with the indices below that number."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.M)
+    return int(found[1]) if found else MOST_TASKS
+
+
+def submit(script: Path, dependency: str = "") -> str:
+    """The number of the new job."""
+    words = [f"--dependency={dependency}"] * bool(dependency)
+    return call("sbatch", "--parsable", *words, str(script)).strip().partition(";")[0]

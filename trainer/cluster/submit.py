@@ -1,0 +1,144 @@
+"""Specifications of runs in, jobs in the queue out: only those that are neither finished nor there.
+
+What waits for another run, to start from its weights, is an array of its own that depends on it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+from pipeline.files import write_whole
+from pipeline.ranges import ranges
+from trainer.cluster import again, script, slurm
+from trainer.cluster.script import Shape
+from trainer.cluster.site import Site
+from trainer.cluster.slurm import Queued, SlurmError
+from trainer.cluster.tasks import SCRIPT, Tasks, assign, in_queue
+from trainer.data.selection import Prepared
+from trainer.record.rundir import RunDir
+from trainer.reports.report import figures
+from trainer.run.carry_out import first_weights
+from trainer.run.spec import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """How runs are to be carried out. root: of all runs. at_once: tasks that may run at a time.
+    starts: without progress, after which a run is given up. after: a dependency, in Slurm's words.
+    """
+
+    root: Path
+    site: Site
+    shape: Shape
+    at_once: int | None = None
+    starts: int = again.STARTS
+    after: str = ""
+    dry_run: bool = False
+
+
+def train(specs: Sequence[RunSpec], data: Prepared, order: Order) -> Iterator[str]:
+    """Submit what is left to do; a line of each run that is left out, and of each job."""
+    root = order.root.absolute()
+    jobs = in_queue(root, _queued(order))
+    left = []
+    for spec in specs:
+        run = RunDir(spec.directory)
+        if result := run.finished(spec.recipe, data.manifest):
+            yield f"{run.path}: already finished, {figures(result)}"
+        elif job := jobs.get(run.path):
+            yield f"{run.path}: in the queue already, job {job.job}, {job.state}"
+        else:
+            run.check_same(spec.recipe, data.manifest)  # before its spec.json is replaced
+            left.append(spec)
+    here = {spec.directory for spec in left}
+    for spec in left:
+        if spec.init_run is not None and not here & {spec.init_run} and spec.init_run not in jobs:
+            first_weights(spec, data)  # refused now, rather than by every job
+    submitted = {run: job.job for run, job in jobs.items()}
+    for stage in _stages(left, here):
+        yield from _array([spec for spec in specs if _alike(spec, stage[0])], stage,
+                          submitted, order)  # fmt: skip
+
+
+def _queued(order: Order) -> list[Queued]:
+    """What is in the queue; a dry run may be made where there is none."""
+    try:
+        return slurm.queued()
+    except SlurmError:
+        if order.dry_run:
+            return []
+        raise
+
+
+def _stages(left: Sequence[RunSpec], here: set[Path]) -> list[list[RunSpec]]:
+    """First those that wait for nothing that is to be submitted, then the others."""
+    waiting = [spec for spec in left if here & {*spec.after}]
+    return [stage for stage in ([s for s in left if s not in waiting], waiting) if stage]
+
+
+def _alike(spec: RunSpec, one: RunSpec) -> bool:
+    """Whether both wait for another run, or neither does."""
+    return bool(spec.after) == bool(one.after)
+
+
+def _array(
+    alike: list[RunSpec], todo: list[RunSpec], submitted: dict[Path, str], order: Order
+) -> Iterator[str]:
+    """alike: all that were asked for, so that the numbers of tasks stay the same however often one
+    submits; todo: those of them that are to be started.
+    """
+    root, most = order.root.absolute(), _most(order)
+    wanted = [spec.directory for spec in todo]
+    named = [spec.directory for spec in alike] if len(alike) <= most else wanted
+    tasks = assign(named, "train", most)
+    chosen = {n for n, runs in tasks.runs.items() if {*runs} & {*wanted}}
+    array = ranges(chosen) + (f"%{order.at_once}" if order.at_once else "")
+    text = script.train(tasks.folder(root), array, order.site, order.shape, starts=order.starts)
+    before = {job for spec in todo for run in spec.after if (job := submitted.get(run))}
+    dependency = ",".join(filter(None, [order.after, *(f"afterok:{job}" for job in before)]))
+    if order.dry_run:
+        yield from _shown(text, tasks, dependency)
+        submitted |= {run: f"JOB_{n}" for n in chosen for run in tasks.runs[n]}
+        return
+    for spec in todo:
+        spec.save()
+        again.forget(spec.directory)
+    tasks.write(root)
+    job = _submit(tasks.folder(root), text, dependency)
+    submitted |= {run: f"{job}_{n}" for n in chosen for run in tasks.runs[n]}
+    yield f"job {job}: {len(wanted)} runs, array {array}, {tasks.folder(root)}" + (
+        f", after {dependency}" * bool(dependency)
+    )
+
+
+def _most(order: Order) -> int:
+    try:
+        return slurm.max_array()
+    except SlurmError:
+        if order.dry_run:
+            return slurm.MOST_TASKS
+        raise
+
+
+def _submit(folder: Path, text: str, dependency: str) -> str:
+    """Write the script, and hand it in."""
+    path = folder / SCRIPT
+    write_whole(path, text.encode())
+    return slurm.submit(path, dependency)
+
+
+def _shown(text: str, tasks: Tasks, dependency: str) -> Iterator[str]:
+    """Script, list and command, with nothing written."""
+    words = f" --dependency={dependency}" * bool(dependency)
+    yield f"# {SCRIPT}, submitted by: sbatch{words} {SCRIPT}"
+    yield text.rstrip("\n")
+    yield "\n# tasks\n" + "".join(f"# {line}\n" for line in tasks.text.splitlines())
+
+
+def check_shape(shape: Shape) -> None:
+    """ConfigError for what cannot be."""
+    if shape.gpus and shape.processes != shape.gpus:
+        raise ConfigError(
+            f"--processes {shape.processes} with --gpus {shape.gpus}: a process has one GPU"
+        )
