@@ -13,13 +13,22 @@ from pipeline.console import (
     Group,
     json_option,
     prepare_options,
-    printable,
     progress_display,
     stopped_by_signals,
 )
 from pipeline.errors import ConfigError, SourceError
-from trainer.cluster.commands import status, submit
-from trainer.console import data_options, parallel_options, run_options, runs_option, show_log
+from trainer.cluster.commands import again, status, submit
+from trainer.console import (
+    FORMS,
+    METHODS,
+    OVER,
+    data_options,
+    parallel_options,
+    run_options,
+    runs_option,
+    show_log,
+)
+from trainer.run.worker import worker
 
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
@@ -36,6 +45,12 @@ def main(verbose: bool) -> None:
     spectral ensemble                                       one fused classifier, measured
     """  # noqa: D301 - click wants the control character
     show_log(verbose=verbose)
+
+
+main.add_command(worker)
+main.add_command(submit)
+main.add_command(status)
+main.add_command(again)
 
 
 @main.command()
@@ -56,14 +71,7 @@ def datasets(as_json: bool) -> None:
         click.echo(json.dumps([asdict(spec) for spec in specs], indent=1))
         return
     for spec in specs:
-        sizes = [f"{spec.size} px"] + [f"{px} px for --splits {n}" for n, px in spec.sizes.items()]
-        counts = ", ".join(f"{count:,} {split}" for split, count in spec.images.items())
-        click.echo(f"{spec.name}: {spec.title}")
-        click.echo(
-            f"  {spec.classes:,} classes, {counts}; {', '.join(sizes)}; "
-            f"{'grey' if spec.channels == 1 else 'RGB'}; recipe {spec.recipe}"
-        )
-        click.echo(f"  source: {', '.join(spec.layouts)}; get it: {spec.get}; terms: {spec.terms}")
+        click.echo("\n".join(spec.lines()))
 
 
 @main.command()
@@ -94,7 +102,7 @@ def prepare(
     import os
 
     with stopped_by_signals():  # from here on, as the imports take a while
-        from pipeline.inspection.inspect import describe, lines
+        from pipeline.inspection.inspect import bad_images, bad_lines, describe, lines
         from pipeline.preparation import preparation
         from pipeline.stage.part import prepare_part
         from pipeline.stage.prepare import prepare as run
@@ -131,14 +139,14 @@ def prepare(
         )
         found = describe(done.directory)
         if report_bad:
-            found["bad"] = _bad(done.directory)
+            found["bad"] = bad_images(done.directory)
         if as_json:
             click.echo(json.dumps(found, indent=1))
             return
         click.echo("already finished:" if done.existed else "finished:")
         click.echo("\n".join(lines(found)))
         if report_bad:
-            _echo_bad(found["bad"])
+            click.echo("\n".join(bad_lines(found["bad"])))
 
 
 @main.command()
@@ -176,15 +184,15 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
 
     Example: spectral inspect data/cifar10/sub4 --png sheet.png
     """
-    from pipeline.inspection.inspect import describe, lines
+    from pipeline.inspection.inspect import bad_images, bad_lines, describe, lines
 
     if png is not None and png.suffix.lower() != ".png":
         raise click.BadParameter(f"{png} does not end in .png", param_hint="--png")
     found = describe(path)
     if bad:
-        found["bad"] = _bad(path)
+        found["bad"] = bad_images(path)
         if not as_json:
-            _echo_bad(found["bad"])
+            click.echo("\n".join(bad_lines(found["bad"])))
             return
     click.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
     if png is not None:
@@ -280,29 +288,205 @@ def recipes(words: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("words", nargs=-1)
+@json_option
+def networks(words: tuple[str, ...], as_json: bool) -> None:
+    """List the networks that `train --model` takes, with their parameters.
+
+    WORDS choose: those whose names hold all of them, of ours and of timm's.
+
+    Example: spectral networks vit tiny
+    """
+    from trainer.models.listing import shown, values
+
+    click.echo(json.dumps(values(words), indent=1) if as_json else shown(words))
+
+
+@main.command()
 @data_options
 @_recipe_option
+@click.option("--shard", "shards", help="Only these networks: 0,1,3; 0+1 [default: all].")
+@click.option(
+    "--method", type=click.Choice(METHODS), default=METHODS[0], show_default=True,
+    help="What predictions are made with; all are measured.",
+)  # fmt: skip
+@click.option(
+    "--over", type=click.Choice(OVER), default=OVER[0], show_default=True,
+    help="What all methods but learned pool.",
+)  # fmt: skip
+@click.option(
+    "--calib-samples", type=click.IntRange(min=1), default=10_000, show_default=True,
+    help="Samples that weights are fitted on, at most; chosen by their ids.",
+)  # fmt: skip
+@click.option("--flip", is_flag=True, help="Networks see mirror images too, where exact.")
+@click.option("--published", is_flag=True, help="Also as published: ranked on val, which leaks.")
+@click.option(
+    "--q", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.3,
+    show_default=True, help="Of --published: weights q(1-q)^rank.",
+)  # fmt: skip
+@click.option(
+    "--against", type=PATH, multiple=True,
+    help="Compare with another group of runs, or a run, image by image; may be repeated.",
+)  # fmt: skip
 @runs_option
 @json_option
 def ensemble(
-    data: Path | None, recipe: str | None, runs: Path | None, as_json: bool, **wanted: Any
+    data: Path | None,
+    recipe: str | None,
+    shards: str | None,
+    method: str,
+    over: str,
+    calib_samples: int,
+    flip: bool,
+    published: bool,
+    q: float,
+    against: tuple[Path, ...],
+    runs: Path | None,
+    as_json: bool,
+    **wanted: Any,
 ) -> None:
-    """Fuse the trained sub-networks and measure them on val.
+    """Fuse the trained networks of one recipe, and measure every way to do so.
 
-    Weights come from the calib split; val is only reported on.
+    Weights and temperatures are fitted on calib; val, and test where there is one, are only
+    reported on. Networks that are not there yet are named and left out.
 
     Example: spectral ensemble --dataset cifar10 --splits 4
     """
-    from trainer.data.selection import runs_root, select
+    from trainer.data.selection import parse_shards, runs_root, select
+    from trainer.fusion.ensemble import Options, add_comparisons
     from trainer.fusion.ensemble import ensemble as run
-    from trainer.fusion.ensemble import select_group
+    from trainer.fusion.members import select_group
     from trainer.process.device import pick_device
     from trainer.reports.report import table
 
     prepared = select(data, **wanted)
-    base = runs_root(runs) / prepared.described
-    result = run(prepared, select_group(base, recipe), pick_device(), progress_display(as_json))
+    group = select_group(runs_root(runs) / prepared.described, recipe)
+    splits = prepared.manifest.preparation.splits
+    options = Options(
+        method=method,
+        over=over,
+        calib_samples=calib_samples,
+        flip=flip,
+        published_q=q if published else None,
+        planes=None if shards is None else parse_shards(shards, splits),
+    )
+    result = run(prepared, group, pick_device(), progress_display(as_json), options)
+    if against:
+        from trainer.fusion.evaluate import against as compared
+
+        rows = [compared(group, result, other, progress_display(as_json)) for other in against]
+        add_comparisons(group, result, rows)
     click.echo(json.dumps(result, indent=1) if as_json else table(result))
+
+
+@main.command()
+@click.argument("path", metavar="RUN|GROUP", type=PATH)
+@data_options
+@click.option("--split", default="val", show_default=True, help="What to measure on.")
+@click.option("--method", type=click.Choice(METHODS), help="In place of the group's own.")
+@json_option
+def evaluate(
+    path: Path, data: Path | None, split: str, method: str | None, as_json: bool, **wanted: Any
+) -> None:
+    """Measure a classifier on prepared data, be it other than that of its training.
+
+    Its classes are found by name; if they are some of the classifier's, answers are among these.
+
+    Example: spectral evaluate runs/imagenet1k/sub4/resnet34 --data data/imagenetv2/sub4
+    """
+    from trainer.data.selection import select
+    from trainer.fusion.classifier import FusedClassifier
+    from trainer.fusion.evaluate import evaluate as run
+    from trainer.reports.report import evaluation_table
+
+    prepared = select(data, **wanted)
+    classifier = FusedClassifier.load(path, method=method)
+    result = run(classifier, prepared, split, progress_display(as_json))
+    click.echo(json.dumps(result, indent=1) if as_json else evaluation_table(result))
+
+
+@main.command()
+@data_options
+@click.option("--pilot", required=True, help="Recipe or --name of the pilot's runs.")
+@click.option("--epochs", type=click.IntRange(min=1), required=True, help="Of all runs together.")
+@click.option("--recipe", required=True, help="A recipe's name or file, for the runs planned.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="As of train.")
+@click.option("--name", default="plan", show_default=True, help="Folder of the runs.")
+@click.option(
+    "--out", type=PATH, default=Path("plan.toml"), show_default=True, help="Write it there."
+)
+@runs_option
+def plan(
+    data: Path | None,
+    pilot: str,
+    epochs: int,
+    recipe: str,
+    settings: tuple[str, ...],
+    name: str,
+    out: Path,
+    runs: Path | None,
+    **wanted: Any,
+) -> None:
+    """Plan the training of planes from a pilot: a few epochs of each.
+
+    The plane that is best alone is trained first and gets half of the epochs; the others start
+    from its weights and share the rest by what they add; those that add nothing are left out.
+    The plan is a file to read and change, for `spectral train --plan`.
+
+    Example: spectral plan --splits 4 --pilot pilot --recipe ours/air --epochs 40
+    """
+    from trainer.data.selection import runs_root, select
+    from trainer.fusion.members import select_group
+    from trainer.fusion.plan import make_plan
+    from trainer.process.device import pick_device
+    from trainer.recipes.cookbook import resolve
+
+    prepared = select(data, **wanted)
+    resolve(recipe, settings)  # an error of theirs now, rather than when they are trained
+    group = select_group(runs_root(runs) / prepared.described, pilot)
+    made, remarks = make_plan(
+        prepared, group, pick_device(), progress_display(False), epochs=epochs, recipe=recipe,
+        settings=settings, name=name,
+    )  # fmt: skip
+    out.write_text(made.toml(remarks), encoding="utf-8")
+    click.echo(remarks)
+    for run in made.runs:
+        after = f", from the weights of shard {run.after}" if run.after else ""
+        click.echo(f"shard {run.shard}: {run.epochs} epochs{after}")
+    click.echo(f"wrote {out}: spectral train --plan {out}")
+
+
+@main.command()
+@click.argument("group", type=PATH)
+@click.option(
+    "--data", type=PATH, help="The prepared directory, for pictures [default: as trained on]."
+)
+@click.option(
+    "--out", type=PATH, default=Path("report.html"), show_default=True, help="Write it there."
+)
+def report(group: Path, data: Path | None, out: Path) -> None:
+    """Write what is known of a fused classifier as one HTML page.
+
+    GROUP is the folder of the runs of one recipe, after `spectral ensemble`.
+
+    Example: spectral report runs/cifar10/sub4/cifar-resnet20
+    """
+    import tempfile
+
+    from trainer.fusion.members import data_of
+    from trainer.reports.page import write_report
+
+    directory = data or data_of(group)
+    pictures = sheet = None
+    if directory is not None:
+        from pipeline.inspection.pictures import contact_sheet
+        from pipeline.inspection.pictures import pictures as drawn
+
+        pictures = lambda split, numbers: drawn(directory, split, numbers)
+        with tempfile.TemporaryDirectory() as scratch:
+            sheet = contact_sheet(directory, Path(scratch) / "sheet.png")
+    size = write_report(group, out, pictures, sheet)
+    click.echo(f"wrote {out} ({size / 1e6:.1f} MB)", err=True)
 
 
 @main.command()
@@ -326,41 +510,63 @@ def plot(paths: tuple[Path, ...], png: Path) -> None:
 
 
 @main.command()
-@click.argument("images", type=PATH, nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE|FOLDER|PATTERN|-…", nargs=-1, required=True)
 @click.option("--dataset", help="Choose among trained classifiers by data set.")
 @_recipe_option
 @runs_option
+@click.option("--method", type=click.Choice(METHODS), help="In place of the classifier's own.")
 @click.option(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print."
 )
-@json_option
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=64, show_default=True,
+    help="Images that the networks see at a time.",
+)  # fmt: skip
+@click.option(
+    "--format", "form", type=click.Choice(FORMS), default=FORMS[0], show_default=True,
+    help="jsonl: one JSON object a line.",
+)  # fmt: skip
 def predict(
-    images: tuple[Path, ...],
+    images: tuple[str, ...],
     dataset: str | None,
     recipe: str | None,
     runs: Path | None,
+    method: str | None,
     top: int,
-    as_json: bool,
+    batch_size: int,
+    form: str,
 ) -> None:
-    """Classify image files with the fused network.
+    """Classify images with the fused network, or with a single run (--runs RUN).
 
-    Example: spectral predict photo.jpg
+    Files, folders with all below them, quoted patterns, or - for names on standard input. As in
+    training, the EXIF orientation is ignored. An image that cannot be used has a row with its
+    error, and the exit status is 1 at the end.
+
+    Example: spectral predict photos/ --format csv --top 1
     """
+    from pipeline.errors import first_few
     from trainer.data.selection import runs_root
-    from trainer.fusion.predict import predict_all
+    from trainer.fusion.classifier import FusedClassifier
+    from trainer.fusion.predict import find_images, lines, predictions, select_classifier
 
-    found = predict_all(runs_root(runs), dataset, recipe, images, top)
-    if as_json:
-        click.echo(json.dumps(found, indent=1))
-    for prediction in () if as_json else found:
-        click.echo(prediction["image"])
-        for row in prediction.get("classes", ()):
-            click.echo(f"  {row['probability']:7.2%}  {row['class']}")
-        if "error" in prediction:
-            click.echo("  not classified, see below")
-    if errors := [prediction["error"] for prediction in found if "error" in prediction]:
-        listed = "\n  ".join(errors)
-        raise SourceError(f"{len(errors)} of {len(found)} images were not classified:\n  {listed}")
+    paths = find_images(images)
+    where = select_classifier(runs_root(runs), dataset, recipe)
+    classifier = FusedClassifier.load(where, method=method)
+    display, errors = progress_display(len(paths) <= batch_size), []
+    found = predictions(classifier, paths, top, batch_size, display)
+
+    def noted() -> Iterator[Any]:
+        for path, guesses in found:
+            if isinstance(guesses, SourceError):
+                errors.append(str(guesses))
+            yield path, guesses
+
+    for line in lines(noted(), form, top):
+        click.echo(line)
+    if errors:
+        raise SourceError(
+            f"{len(errors)} of {len(paths)} images were not classified:\n  {first_few(errors)}"
+        )
 
 
 @main.command()
@@ -395,25 +601,6 @@ def demo(out: Path, json_file: Path | None) -> None:
             progress=progress_display(False),
         )
     click.echo(run(out, json_file, progress_display(False)))
-
-
-main.add_command(submit)
-main.add_command(status)
-
-
-def _bad(directory: Path) -> list[dict[str, str]]:
-    """`id` and `reason` of each image that could not be used."""
-    from pipeline.stage.samples import quarantined
-
-    if directory.is_file():
-        raise ConfigError(f"{directory} is a file: name its prepared directory")
-    return [{"id": sample, "reason": reason} for sample, reason in quarantined(directory)]
-
-
-def _echo_bad(bad: list[dict[str, str]]) -> None:
-    click.echo(f"{len(bad)} images could not be used" + ":" * bool(bad))
-    for row in bad:
-        click.echo(f"  {printable(row['id'])}: {printable(row['reason'])}")
 
 
 if __name__ == "__main__":

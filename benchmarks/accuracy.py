@@ -177,24 +177,32 @@ def conclude(
     study: Study, cell: Cell, seed: int, members: list[Network], figures: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """The line of a finished cell."""
-    from trainer.fusion import fuse
+    import torch
+
+    from trainer.fusion import weights as fusion
+    from trainer.fusion.pooling import Pooling
 
     loaded = [np.load(member.directory / "logits.npz") for member in members]
-    calib, val = (np.stack([found[split] for found in loaded]) for split in SPLITS)
-    calib_labels, val_labels = (loaded[0][f"{split}_labels"] for split in SPLITS)
-    weights = {"average": fuse.average(len(members))}
+    calib, val = (
+        fusion.Answers(
+            torch.from_numpy(np.stack([found[split] for found in loaded])),
+            torch.from_numpy(loaded[0][f"{split}_labels"]),
+        )
+        for split in SPLITS
+    )
+    poolings = {"average": fusion.average(calib, "logits").pooling}
     if len(members) > 1:
-        weights["geometric"] = fuse.geometric(calib, calib_labels)[0]
-        weights["published"] = fuse.geometric(val, val_labels)[0]  # ranks and q from val: it leaks
-    weights["learned"] = fuse.learned(calib, calib_labels)
+        poolings["geometric"] = fusion.geometric(calib, "logits").pooling
+        poolings["published"] = fusion.geometric(val, "logits").pooling  # ranks, q of val: it leaks
+    poolings["learned"] = Pooling(tuple(fusion.learned(calib)))
     methods, hits = {}, np.empty(0, np.bool_)
-    for name, vector in weights.items():  # learned is the last
-        fused = fuse.fuse(val, vector)
-        hits = fused.argmax(1) == val_labels
+    for name, pooling in poolings.items():  # learned is the last
+        fused = fusion.pool(val, pooling)
+        hits = (fused.argmax(1) == val.labels).numpy()
         methods[name] = {
             "top1": round(float(hits.mean()), 4),
-            "nll": round(fuse.nll(fused, val_labels), 4),
-            "calib_top1": round(fuse.top1(fuse.fuse(calib, vector), calib_labels), 4),
+            "nll": round(fusion.nll(fused, val.labels), 4),
+            "calib_top1": round(fusion.top1(fusion.pool(calib, pooling), calib), 4),
         }
     flops = [
         3 * study.flops(member) * network.recipe.batch_size * figure["steps"]
@@ -210,8 +218,8 @@ def conclude(
                       for n, f in zip(members, figures, strict=True)),
         "inference_mflop": round(sum(study.flops(m) for m in cell.members) / 1e6, 1),
         "seconds": round(sum(figure["seconds"] for figure in figures), 1),
-        "alone_top1": [round(fuse.top1(each, val_labels), 4) for each in val],
-        "weights": [round(float(w), 4) for w in weights["learned"]],
+        "alone_top1": [round(fusion.top1(each, val), 4) for each in val.logits],
+        "weights": [round(w, 4) for w in poolings["learned"].weights],
         **methods,
         "hits": base64.b64encode(np.packbits(hits).tobytes()).decode(),
     }  # fmt: skip

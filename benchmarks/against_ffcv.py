@@ -27,7 +27,7 @@ from common import images, linked, prepare_quietly, report, settled_seconds
 from numpy.typing import NDArray
 
 from pipeline.format.beton import BetonReader
-from pipeline.planes.imaging import load
+from pipeline.planes.imaging import load, pixels
 from pipeline.preparation import Preparation, preparation
 
 SPLITS, SIZE, WORKERS = 36, 336, 2
@@ -45,7 +45,7 @@ class Images:
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         path = self.paths[index]
-        return load(path.read_bytes(), self.prep)[0], int(path.parent.name.split("_")[1])
+        return pixels(load(path.read_bytes(), self.prep)[0]), int(path.parent.name.split("_")[1])
 
 
 def folder(source: Path) -> Any:

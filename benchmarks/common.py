@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba.core.registry import cpu_target
 from PIL import Image
 
 from pipeline.format.manifest import Manifest
@@ -23,10 +24,23 @@ from trainer.data.selection import Prepared
 
 
 def machine() -> str:
-    """Processor model, usable cores and Python, in words."""
+    """Processor model, the instructions that kernels are compiled for, usable cores and Python, in
+    words.
+    """
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
+    cores, python = len(os.sched_getaffinity(0)), platform.python_version()
+    return f"{model} ({instructions()}), {cores} cores, Python {python}"
+
+
+def instructions() -> str:
+    """The widest vector instructions that numba has compiled the kernels for, and which processor
+    that is; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES may say less than there is.
+    """
+    _, processor, features = cpu_target.target_context.codegen().magic_tuple()
+    sets = {"+avx512bw": "AVX-512", "+avx2": "AVX2"}
+    found = [name for flag, name in sets.items() if flag in features.split(",")]
+    return f"{found[0] if found else 'neither AVX2 nor AVX-512'}, {processor}"
 
 
 def report(name: str, **figures: Any) -> None:

@@ -34,8 +34,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import PILToTensor
 
-from pipeline.cpus import usable_cores
 from pipeline.format.beton import BetonReader
+from pipeline.limits import usable_cores
 from pipeline.preparation import preparation
 from trainer.data.feed import Resident
 from trainer.data.field import PlaneField, decode_batch

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common import images, linked, prepare_quietly, report, taking_turns
 
-from pipeline.planes.imaging import load
+from pipeline.planes.imaging import load, packed
 from pipeline.preparation import Preparation, preparation
 
 SPLITS = 36
@@ -31,7 +31,7 @@ TURNS = {("prepare", 2): 5.0, ("floor", 2): 3.0, ("prepare", 1): 10.0, ("floor",
 def decode_and_resize(paths: list[Path], prep: Preparation) -> int:
     """What nobody can do without: bytes to pixels of the right size."""
     for path in paths:
-        load(path.read_bytes(), prep)
+        packed(load(path.read_bytes(), prep)[0])
     return len(paths)
 
 

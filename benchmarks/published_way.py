@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from common import images, linked, prepare_quietly, report, settled_seconds
 
-from pipeline.planes.imaging import load
+from pipeline.planes.imaging import load, packed, pixels
 from pipeline.planes.splitter import Splitter
 from pipeline.preparation import preparation
 
@@ -65,8 +65,8 @@ def our_quality(path: Path, splitter: Splitter) -> float:
     """Sum of squared errors of one image rebuilt from its quantised planes."""
     image, _ = load(path.read_bytes(), splitter.prep)
     planes = splitter.empty()
-    splitter.split(image, planes, np.zeros(SPLITS, np.int64))
-    error = splitter.rebuild(planes).astype(np.float64) - image
+    splitter.split(packed(image), planes, np.zeros(SPLITS, np.int64))
+    error = splitter.rebuild(planes).astype(np.float64) - pixels(image)
     return float((error * error).sum())
 
 

@@ -18,7 +18,7 @@ from common import images, report
 
 from pipeline.choices import TRANSFORMS
 from pipeline.format.codec import Payloads, encoder
-from pipeline.planes.imaging import load
+from pipeline.planes.imaging import load, packed, pixels
 from pipeline.planes.splitter import Splitter
 from pipeline.preparation import preparation
 
@@ -38,9 +38,9 @@ def measure(paths: list[Path], p: int, transform: str, step: float) -> tuple[flo
     planes, clipped = splitter.empty(), np.zeros(prep.splits, np.int64)
     squares, values, payloads = 0.0, 0, Payloads(prep.splits)
     for path in paths:
-        pixels, _ = load(path.read_bytes(), prep)
-        splitter.split(pixels, planes, clipped)
-        error = splitter.rebuild(planes).astype(np.float64) - pixels
+        image, _ = load(path.read_bytes(), prep)
+        splitter.split(packed(image), planes, clipped)
+        error = splitter.rebuild(planes).astype(np.float64) - pixels(image)
         squares += float((error * error).sum())
         values += error.size
         encode(planes, payloads)

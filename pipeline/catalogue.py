@@ -37,6 +37,19 @@ class DatasetSpec:
         """Side in px to which images are resized before a split into `splits` planes."""
         return self.sizes.get(str(splits), self.size)
 
+    def lines(self) -> list[str]:
+        """What there is to know, for people."""
+        sizes = [f"{self.size} px"]
+        sizes += [f"{px} px for --splits {splits}" for splits, px in self.sizes.items()]
+        counts = ", ".join(f"{count:,} {split}" for split, count in self.images.items())
+        colours = "grey" if self.channels == 1 else "RGB"
+        return [
+            f"{self.name}: {self.title}",
+            f"  {self.classes:,} classes, {counts}; {', '.join(sizes)}; {colours}; "
+            f"recipe {self.recipe}",
+            f"  source: {', '.join(self.layouts)}; get it: {self.get}; terms: {self.terms}",
+        ]
+
 
 def _spec(name: str, entry: dict[str, Any]) -> DatasetSpec:
     known = {f.name for f in fields(DatasetSpec)} - {"name"}

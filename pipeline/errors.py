@@ -74,7 +74,7 @@ def refuse_undecodable(path: str | Path, kind: type[SpectralError]) -> None:
         raise kind(f"the name {escaped(path)} is not valid UTF-8: rename it") from error
 
 
-def some(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first few, and how many more there are."""
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -42,6 +42,14 @@ def write_at(fd: int, data: bytes | bytearray | memoryview, at: int, path: Path)
         view, at = view[written:], at + written
 
 
+def make_directory(directory: Path) -> None:
+    """With all that it lies in; also after a power cut."""
+    new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        sync_directory(folder.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Make new names within `directory` survive a power cut."""
     fd = os.open(directory, os.O_RDONLY)

@@ -1,4 +1,6 @@
-"""Progress of long work: a bar on a terminal, plain lines otherwise; a word where there is none."""
+"""Progress of long work, on standard error: a bar on a terminal, plain lines otherwise; a word
+where there is none.
+"""
 
 import logging
 import os
@@ -23,13 +25,14 @@ def progress(what: str, total: int, unit: str) -> Iterator[Advance]:
 
     total: 0 where it is not known.
     """
-    with _bar(what, total, unit) if sys.stdout.isatty() else _lines(what, total, unit) as advance:
+    with _bar(what, total, unit) if sys.stderr.isatty() else _lines(what, total, unit) as advance:
         yield advance
 
 
 @contextmanager
 def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
     from rich import progress as rich
+    from rich.console import Console
     from rich.table import Column
     from rich.text import Text
 
@@ -48,7 +51,7 @@ def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
         Note(),
     )
     started = time.monotonic()
-    with rich.Progress(*columns) as bars:
+    with rich.Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(what, total=total or None, rate="", note="")
 
         def advance(count: int, note: str = "") -> None:
@@ -119,9 +122,9 @@ class Watch:
 
 def _say(text: str) -> None:
     try:
-        print(text, flush=True)
+        print(text, file=sys.stderr, flush=True)
     except BrokenPipeError:  # nobody reads on: no reason to end work of days
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as we run
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as we run
 
 
 def readable(size: float) -> str:

@@ -42,8 +42,11 @@ cc=cc
 if grep -qw avx2 /proc/cpuinfo; then cc="cc -mavx2"; fi
 CC=$cc "${pip[@]}" --no-cache-dir --no-build-isolation --no-binary pillow-simd \
     --require-hashes -r .venv/pillow-simd.txt
-# 3. Everything else, and this project itself.
-"${pip[@]}" --no-build-isolation --require-hashes -r "$lock"
+# 3. Everything else, several gigabytes, by uv, which fetches and unpacks side by side; and this
+#    project itself.
+"${pip[@]}" --require-hashes -r <(pick uv)
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
+    --require-hashes -r "$lock"
 "${pip[@]}" --no-build-isolation --editable .
 
 # pillow-simd stands in for pillow, opencv-python-headless for opencv-python; nothing else may lack.

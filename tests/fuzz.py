@@ -252,10 +252,10 @@ def _checked(data: bytes) -> bytes:
 
 def _decode(data: bytes, folder: Path) -> str | None:
     try:
-        pixels, _ = load(data, preparation("toy", 4, size=16))
+        image, _ = load(data, preparation("toy", 4, size=16))
     except BadImageError as error:
         return str(error).encode().decode()  # it goes into samples.parquet
-    assert pixels.shape == (16, 16, 3)
+    assert (image.mode, image.size) == ("RGB", (16, 16))
     return None
 
 

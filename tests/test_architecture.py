@@ -13,14 +13,24 @@ from tests.conftest import ROOT
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
-    *("format.beton", "format.manifest", "format.parts", "format.zstd", "planes.imaging"),
-    *("preparation", "transforms", "catalogue"),
-    *("console", "cpus", "errors", "files", "ranges"),
+    *("format.beton", "format.manifest", "format.parts", "format.samples", "format.zstd"),
+    *("planes.imaging", "preparation", "transforms", "catalogue"),
+    *("console", "limits", "errors", "files", "ranges"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
 LAYERS = {
     "pipeline": (
-        ("choices", "cpus", "errors", "files", "jit", "progress", "ranges", "transforms", "digits"),
+        (
+            "choices",
+            "limits",
+            "errors",
+            "files",
+            "jit",
+            "progress",
+            "ranges",
+            "transforms",
+            "digits",
+        ),
         ("catalogue", "console"),
         ("preparation",),
         ("planes", "sources", "format"),
@@ -28,9 +38,10 @@ LAYERS = {
         ("inspection",),
     ),
     "trainer": (
-        ("process", "recipes", "models", "console"),
+        ("console",),
+        ("process", "recipes", "models"),
         ("data", "methods"),
-        ("record",),
+        ("api", "record"),
         ("reports",),
         ("run",),
         ("jobs", "fusion"),
@@ -93,7 +104,19 @@ def test_every_module_says_what_it_is_for() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "prepare", "train", "recipes", "submit", "status", "plot", "ensemble", "predict", "demo"],
+    [
+        "",
+        "prepare",
+        "train",
+        "networks",
+        "recipes",
+        "submit",
+        "status",
+        "plot",
+        "ensemble",
+        "predict",
+        "demo",
+    ],
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
     """`--help` answers at once: no torch, ffcv or numba is loaded for it."""
@@ -115,6 +138,7 @@ def test_a_wheel_carries_the_data_files_and_works_elsewhere(tmp_path: Path) -> N
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {"cli.py", "pipeline/datasets.toml", "trainer/recipes/ours/digits.toml"} <= set(names)
+    assert {"spectral_shards.py", "pipeline/py.typed", "trainer/py.typed"} <= set(names)
 
     env = tmp_path / "env"
     subprocess.run(

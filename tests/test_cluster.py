@@ -31,7 +31,7 @@ setup = ["export OMP_NUM_THREADS=1"]
 # Loaded by each Python that finds it on its path: the worker of a run is killed as it starts
 CRASH = """
 import os, sys
-if "trainer.run.worker" in sys.orig_argv and os.environ["CRASHES"] in sys.orig_argv[-1]:
+if "worker" in sys.orig_argv and os.environ["CRASHES"] in sys.orig_argv[-1]:
     os.kill(os.getpid(), 9)
 """
 
@@ -234,7 +234,7 @@ def pids(words: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        if words in line and "-m cli prepare" in line and not line.startswith("srun"):
+        if words in line and "spectral_shards.py prepare" in line and not line.startswith("srun"):
             found.append(int(path.parent.name))
     return found
 
@@ -262,8 +262,8 @@ def test_a_preempted_task_and_one_of_a_node_that_went_down_go_on(
     slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert slurm.await_state(f"{job}_0", "COMPLETED", "FAILED", seconds=200) == "COMPLETED"
     with one_thread():
-        done = spectral_here("train", "--data", cluster.data, "--runs", tmp_path / "reference",
-                             "--name", "x", *TRAINED, "--set", "epochs=120", "--shard", 0)  # fmt: skip
+        words = ("--data", cluster.data, "--runs", tmp_path / "reference", "--name", "x", *TRAINED)
+        done = spectral_here("train", *words, "--set", "epochs=120", "--shard", 0)
     assert done.returncode == 0
     expected = tmp_path / "reference" / cluster.run(0).relative_to(cluster.home)
     assert_same_weights(cluster.run(0), expected)
@@ -271,12 +271,12 @@ def test_a_preempted_task_and_one_of_a_node_that_went_down_go_on(
 
 @pytest.mark.chaos
 def test_a_time_limit_shorter_than_the_training_chains(cluster: Cluster) -> None:
-    job = cluster.job("0", "--set", "epochs=100000", "--time", "1", "--", "--signal=USR2@20")
-    assert await_(lambda: cluster.slurm.details(f"{job}_0")["Restarts"] == "2", 280)
-    assert cluster.log(0).count("stopped, saved at step") == 2
-    idle = json.loads((cluster.run(0) / "starts.json").read_text())
-    assert idle["idle"] == 0
-    assert idle["step"] > 10
+    """Slurm keeps minutes: the signal may come up to 60 s earlier."""
+    job = cluster.job("0", "--set", "epochs=100000", "--time", "2", "--", "--signal=USR2@20")
+    assert await_(lambda: cluster.slurm.details(f"{job}_0")["Restarts"] == "1", 200)
+    assert re.search(r"stopped, saved at step [1-9]", cluster.log(0))
+    before = cluster.steps(0)
+    assert await_(lambda: cluster.steps(0) > before, 100)
     cluster.slurm.run("scancel", job)
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import BadImageError
-from pipeline.planes.decode import decode
-from pipeline.planes.imaging import resize
+from pipeline.planes.decode import decode, from_pixels
+from pipeline.planes.imaging import packed, pixels, resize
 from pipeline.preparation import preparation
 from tests.conftest import photograph, spectral
 
@@ -137,7 +137,7 @@ def test_draft_mode_keeps_at_least_twice_the_target() -> None:
     assert decode(data, 3, 100).size == (250, 200)
     full = Image.open(io.BytesIO(data)).convert("RGB")
     drafted, whole = (resize(im, "squash", 96) for im in (decode(data, 3, 96), full))
-    assert np.abs(drafted.astype(int) - whole).mean() < 2
+    assert np.abs(pixels(drafted).astype(int) - pixels(whole)).mean() < 2
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,35 @@ def test_draft_mode_keeps_at_least_twice_the_target() -> None:
     [("squash", 48, (48, 48)), ("crop", 48, (48, 48)), ("shortest", 48, (48, 64))],
 )
 def test_resize_policies(policy: str, size: int, shape: tuple[int, int]) -> None:
-    assert resize(photo(120, 90), policy, size).shape == (*shape, 3)
+    assert resize(photo(120, 90), policy, size).size == shape[::-1]
+
+
+def test_packed_pixels_are_the_same_without_a_copy() -> None:
+    """Of what is decoded, resized, of pixels that Pillow has not allocated, of one part of an
+    image, and of one too large for a single piece of its memory.
+    """
+    sizes = ((90, 70), (1, 1), (33, 2100), (2200, 2000))
+    for data in (coded(photo(*size), "PNG") for size in sizes):
+        for mode, channels in (("RGB", 3), ("L", 1)):
+            image = decode(data, channels, 8)
+            lent = from_pixels(image.tobytes(), channels, (image.height, image.width, channels))
+            for each in (image, lent, resize(image, "squash", 40), image.crop((1, 1, 5, 4))):
+                found = packed(each)
+                assert (each.mode, found.shape[2]) == (mode, 4 if channels == 3 else 1)
+                assert found.flags.c_contiguous
+                assert (found[:, :, :channels] == pixels(each)).all()
+
+
+def test_packed_pixels_outlive_their_image() -> None:
+    image = photo(40, 30)
+    wanted, found = pixels(image).copy(), packed(image)
+    del image
+    _ = [photo(40, 30) for _ in range(20)]
+    assert (found[:, :, :3] == wanted).all()
 
 
 def test_crop_takes_the_middle() -> None:
     image = Image.new("L", (90, 30), 0)
     image.paste(255, (30, 0, 60, 30))
-    assert (resize(image, "crop", 30) == 255).all()
+    assert (pixels(resize(image, "crop", 30)) == 255).all()
     assert preparation("any", 4, size=30, resize="crop").folder().endswith("crop")

@@ -1,5 +1,7 @@
 """Every kernel against its slow, obvious twin: SciPy's DCT and NumPy slicing."""
 
+import os
+import subprocess
 import sys
 
 import numba
@@ -16,17 +18,20 @@ from pipeline.format.codec import Payloads
 from pipeline.format.zstd import BLOCK, CompressionContext, compress_planes, room_for
 from pipeline.planes.kernels.analyse import (
     FRACTION_BITS,
-    GROUP,
+    PART,
     ROUNDING,
+    TILE,
     add_radix3,
     butterflies,
     quantise_row,
     weigh,
 )
 from pipeline.planes.kernels.gather import gather
+from pipeline.planes.kernels.lanes import WIDTH
 from pipeline.planes.kernels.moments import add_moments
-from pipeline.planes.splitter import Splitter, sparse_weights
+from pipeline.planes.splitter import Splitter, fixed_weights, tiles
 from pipeline.preparation import preparation
+from tests.conftest import ROOT
 
 RGB_AXES = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 KINDS = ("noise", "black", "white", "checkers", "red", "ramp")
@@ -167,46 +172,132 @@ def test_a_shift_by_p_pixels_is_a_shift_of_every_plane_by_one(p: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 40), st.integers(0, 2**32 - 1))
-def test_weigh_is_the_matrix_product(n: int, groups: int, j: int, seed: int) -> None:
+@given(st.integers(1, 9), st.integers(0, 6), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_weigh_is_the_matrix_product(n: int, m: int, j: int, seed: int) -> None:
+    """Also of the largest weights and values; nothing is written but the sums that are asked for,
+    and those that fill a register.
+    """
     rng = np.random.default_rng(seed)
-    values = rng.integers(-1020, 1021, (n, j)).astype(np.int16)
-    rows = rng.integers(0, n, groups * GROUP)
-    weights = rng.integers(-(2**16), 2**16, rows.size).astype(np.int32)
-    out = np.empty(j, np.int32)
-    weigh(weights, rows, values, out)
-    assert (out == weights @ values[rows].astype(np.int64)).all()
+    padded = -(-j // WIDTH) * WIDTH + WIDTH
+    values = rng.choice([-12240, -1, 0, 7, 12240], (n, padded)).astype(np.int16)
+    rows = rng.integers(0, n, (2, m))
+    weights = rng.choice([-(2**15) + 1, -3, 0, 2**15 - 1], (TILE, 2 * m + 2)).astype(np.int16)
+    start = WIDTH * int(rng.integers(2))
+    out = np.full((TILE, padded), 9, np.int32)
+    weigh(weights, rows[0], rows[1], values, start, min(start + j, padded), out)
+    exact = weights[:, : 2 * m].astype(np.int64) @ values[rows.T.reshape(-1)].astype(np.int64)
+    made = -(-(min(start + j, padded) - start) // WIDTH) * WIDTH
+    exact = exact[:, start : start + made].astype(np.int32)  # as large ones as no transform has
+    assert (out[:, :made] == exact).all()
+    assert (out[:, made:] == 9).all()
+
+
+def exact_planes(splitter: Splitter, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `split` has to give, bit for bit: sums of fixed weights and of whole numbers in 64 bits,
+    rounded once, to float32.
+    """
+    prep = splitter.prep
+    integers = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) if prep.channels == 3 else np.eye(1)
+    centre = np.array([765, 0, 0]) if prep.channels == 3 else np.array([255])
+    phases = slow_phases(image, prep.p, prep.layout).astype(np.int64)
+    values = list(np.moveaxis(2 * phases @ integers.T.astype(np.int64) - centre, 3, 1))
+    pairs = transforms.butterflies(prep.p, prep.transform)
+    triples = transforms.radix3(prep.p, prep.transform)
+    for a, b in pairs:
+        values[a], values[b] = values[a] + values[b], values[a] - values[b]
+    values += [values[a] + sign * (values[b] + values[c]) for a, b, c, sign in triples]
+    weights = fixed_weights(splitter.matrix, pairs, triples).astype(np.int64)
+    sums = np.tensordot(weights, np.stack(values), 1)
+    norm = transforms.COLOUR_NORM if prep.channels == 3 else np.ones(1)
+    scale = (1 / (2 * 2.0**FRACTION_BITS * np.outer(splitter.steps, norm))).astype(np.float32)
+    scaled = sums.astype(np.float32) * scale[:, :, None, None]
+    whole = np.trunc(scaled + np.copysign(ROUNDING, scaled)).astype(np.int64)
+    return whole.clip(-127, 127), (np.abs(whole) > 127).sum(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", ["phase", "block"])
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize(("p", "side"), [(2, 33), (3, 5), (4, 4), (5, 1), (6, 7), (6, 16), (12, 3)])
+def test_planes_are_those_of_exact_sums(
+    p: int, side: int, transform: str, layout: str, channels: int
+) -> None:
+    """Bit for bit, for weights of 17 bits too; a plane of 33×33 px is worked on in two parts."""
+    splitter = splitter_for(p, p * side, transform, layout, channels)
+    assert 32 * 32 <= PART < 33 * 33
+    for kind in KINDS:
+        image = image_of(kind, p * side, channels)
+        planes, clipped = split(splitter, image)
+        wanted, outside = exact_planes(splitter, image)
+        assert (planes == wanted).all()
+        assert (clipped == outside).all()
+
+
+ON_A_PLAIN_MACHINE = """
+import sys
+from pipeline.planes.kernels.analyse import weigh
+from tests.test_kernels import image_of, split, splitter_for
+planes, _ = split(splitter_for(6, 42, "dct", "phase"), image_of("noise", 42, 3))
+assert not any("vpmaddwd" in code for code in weigh.inspect_asm().values())
+sys.stdout.buffer.write(planes)
+"""
+
+
+def test_planes_are_the_same_on_a_machine_without_avx2() -> None:
+    """Where the instruction is missing, the sums are written as multiplications and additions."""
+    plain = os.environ | {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
+    command = [sys.executable, "-c", ON_A_PLAIN_MACHINE]
+    done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    planes, _ = split(splitter_for(6, 42, "dct", "phase"), image_of("noise", 42, 3))
+    assert done.stdout == planes.tobytes()
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 8, 12])
-def test_folded_values_times_sparse_weights_are_the_transform(p: int, transform: str) -> None:
+def test_folded_values_times_fixed_weights_are_the_transform(p: int, transform: str) -> None:
     """Within the rounding of the weights; values at the ends of their range do not wrap."""
     matrix, pairs = transforms.matrix(p, transform), transforms.butterflies(p, transform)
     triples = transforms.radix3(p, transform)
-    weights, rows, lengths = sparse_weights(matrix, pairs, triples)
+    weights = fixed_weights(matrix, pairs, triples).astype(np.int64)
     values = np.random.default_rng(p).choice([-1020, 1020], (p * p, 30)).astype(np.int16)
     folded = np.vstack([values, np.zeros((len(triples), 30), np.int16)])
     butterflies(folded, pairs)
     add_radix3(folded, triples)
-    for k in range(p * p):
-        out = np.empty(30, np.int32)
-        weigh(weights[k, : lengths[k]], rows[k, : lengths[k]], folded, out)
-        assert np.abs(out / 2.0**FRACTION_BITS - matrix[k] @ values).max() < p * p * 1020 / 2**16
+    sums = weights @ folded
+    assert np.abs(sums).max() < 2**31
+    assert np.abs(sums / 2.0**FRACTION_BITS - matrix @ values).max() < p * p * 1020 / 2**16
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 6, 8, 12])
+def test_tiles_hold_all_weights(p: int, transform: str) -> None:
+    """Each plane once; weights that an int16 does not hold in parts."""
+    described = transforms.butterflies(p, transform), transforms.radix3(p, transform)
+    matrix = transforms.matrix(p, transform)
+    order, weights, rows, lengths = tiles(matrix, *described)
+    assert sorted(order) == list(range(p * p))
+    fixed = fixed_weights(matrix, *described)
+    found = np.zeros((len(lengths) * TILE, fixed.shape[1]), np.int64)
+    for i, length in enumerate(lengths):
+        parts = weights[i, :, : 2 * length].T.reshape(-1, 2, TILE)
+        for first, second, pair in zip(*rows[i, :, :length], parts, strict=True):
+            found[i * TILE : (i + 1) * TILE, first] += pair[0]
+            found[i * TILE : (i + 1) * TILE, second] += pair[1]
+    assert (found[: p * p] == fixed[order]).all()
+    assert not found[p * p :].any()
 
 
 @pytest.mark.parametrize(
-    ("p", "transform", "most", "total"),
-    [(6, "dct", 18, 378), (12, "dct", 72, 6036), (6, "dct2", 9, 291), (6, "none", 3, 108)],
+    ("p", "transform", "few", "pairs"),
+    [(6, "dct", 374, 65), (12, "dct", 6032, 1006), (6, "dct2", 289, 54), (6, "none", 36, 60)],
 )
-def test_few_weights_are_left(p: int, transform: str, most: int, total: int) -> None:
-    """Of p⁴: 1,296 and, for p of 12, 20,736."""
-    lengths = sparse_weights(
-        transforms.matrix(p, transform),
-        transforms.butterflies(p, transform),
-        transforms.radix3(p, transform),
-    )[2]
-    assert (lengths.max(), lengths.sum()) == (most, total)
+def test_few_weights_are_left(p: int, transform: str, few: int, pairs: int) -> None:
+    """Of p⁴: 1,296 and, for p of 12, 20,736; and how many times three pairs are added."""
+    described = transforms.butterflies(p, transform), transforms.radix3(p, transform)
+    matrix = transforms.matrix(p, transform)
+    assert np.count_nonzero(fixed_weights(matrix, *described)) == few
+    assert tiles(matrix, *described)[3].sum() == pairs
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -214,16 +305,17 @@ def test_few_weights_are_left(p: int, transform: str, most: int, total: int) -> 
 def test_gather_is_slicing(block: bool, channels: int) -> None:
     p, w = 3, 5
     image = image_of("noise", p * w, channels)
-    out, rows = (
-        np.empty((channels, 9, w * w), np.int16),
-        np.empty((channels, p, p * w * w), np.int16),
-    )
+    kind = np.uint32 if channels == 3 else np.int8
+    packed = np.dstack([image, image[:, :, :1]]) if channels == 3 else image
+    out, phases = np.full((channels, 10, w * w + 2), 9, np.int16), np.empty((p, w * w), kind)
     integers = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) if channels == 3 else np.eye(1)
     centre = np.array([765, 0, 0]) if channels == 3 else np.array([255])
-    gather(image, tuple(range(p)), block, rows, out)
-    phases = slow_phases(image, p, "block" if block else "phase").astype(int)
-    slow = np.moveaxis(2 * phases @ integers.T - centre, 3, 0)
-    assert (out == slow.reshape(out.shape)).all()
+    gather(packed.view(kind)[:, :, 0], tuple(range(p)), block, phases, out)
+    found = slow_phases(image, p, "block" if block else "phase").astype(int)
+    slow = np.moveaxis(2 * found @ integers.T - centre, 3, 0)
+    assert (out[:, :9, : w * w] == slow.reshape(channels, 9, -1)).all()
+    assert (out[:, 9] == 9).all()
+    assert (out[:, :, w * w :] == 9).all()
 
 
 def test_quantise_rounds_symmetrically_and_counts_what_clips() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.format import manifest
+from pipeline.sources.index import SPLITS
 from pipeline.stage import journal, tasks
 from pipeline.stage.messages import Task
 from pipeline.stage.pool import Pool
 from pipeline.stage.resume import Note, State
 from tests.conftest import photograph, spectral_here
+from tests.listing import indexed
 from tests.test_prepare import files_of
 from tests.test_restart import Cut
 from tests.test_sources_tar import DEVKIT, devkit, packed
@@ -119,12 +122,30 @@ def shards_of(folder: Path) -> dict[str, str]:
     return {name: found for name, found in files_of(folder).items() if name.endswith(".beton")}
 
 
+Build = Callable[[Path, Photos, Photos], Path]
+Made = Callable[[Build], tuple[Path, Path]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, train: Photos, val: Photos) -> Made:
+    """What builds a layout, to (the source, the folder that is prepared from it)."""
+
+    @cache
+    def make(build: Build) -> tuple[Path, Path]:
+        root = tmp_path_factory.mktemp(build.__name__)
+        source = build(root / "source", train, val)
+        return source, prepared(source, root / "out")
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory, train: Photos, val: Photos) -> Path:
     """From class folders: with val, and train alone."""
     root = tmp_path_factory.mktemp("folders")
     prepared(folders(root / "images", train, val), root / "with")
     prepared(root / "images" / "train", root / "without")
+    prepared(root / "images", root / "no-calib", "--calib", 0)
     return root
 
 
@@ -133,12 +154,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory, train: Photos, val: Photo
     [(kaggle, "with"), (ilsvrc, "with"), (class_tars, "without"), (whole_tar, "without")],
 )
 def test_the_same_shards_from_every_layout(
-    tmp_path: Path, expected: Path, train: Photos, val: Photos,
-    build: Callable[[Path, Photos, Photos], Path], like: str,
-) -> None:  # fmt: skip
+    expected: Path, made: Made, build: Build, like: str
+) -> None:
     """Down to calib: ids do not depend on the layout."""
     (other,) = (expected / like / "toy").iterdir()
-    found = prepared(build(tmp_path / "source", train, val), tmp_path / "out")
+    _, found = made(build)
     assert shards_of(found) == shards_of(other)
     assert manifest.load(found).classes == list(WNIDS)
     ids = [pq.read_table(folder / "samples.parquet")["id"] for folder in (found, other)]
@@ -172,24 +192,20 @@ def parquet(root: Path, train: Photos, val: Photos) -> Path:
 
 @pytest.mark.parametrize("build", [webdataset, parquet])
 def test_the_same_images_from_layouts_with_ids_of_their_own(
-    tmp_path: Path, expected: Path, train: Photos, val: Photos,
-    build: Callable[[Path, Photos, Photos], Path],
-) -> None:  # fmt: skip
+    tmp_path: Path, expected: Path, train: Photos, val: Photos, build: Build
+) -> None:
     """Other ids move other images to calib; without calib the shards are the same."""
-    root = expected / "images"
-    plain = prepared(root, tmp_path / "plain", "--calib", 0)
+    (plain,) = (expected / "no-calib" / "toy").iterdir()
     found = prepared(build(tmp_path / "source", train, val), tmp_path / "out", "--calib", 0)
     assert shards_of(found) == shards_of(plain)
 
 
 @pytest.mark.parametrize("build", [whole_tar, parquet])
 def test_what_the_parent_reads_ahead_is_bounded_in_bytes(
-    tmp_path: Path, train: Photos, val: Photos, monkeypatch: pytest.MonkeyPatch,
-    build: Callable[[Path, Photos, Photos], Path],
-) -> None:  # fmt: skip
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, build: Build
+) -> None:
     """However large the images of a source are; where tasks end changes no byte."""
-    source = build(tmp_path / "source", train, val)
-    whole = prepared(source, tmp_path / "whole")
+    source, whole = made(build)
     fed, feed = [], Pool._fed
 
     def noted(pool: Pool, task: Task, slot: int) -> Task:
@@ -205,12 +221,10 @@ def test_what_the_parent_reads_ahead_is_bounded_in_bytes(
 
 @pytest.mark.parametrize("build", [whole_tar, parquet, ilsvrc])
 def test_a_run_cut_off_in_the_middle_goes_on_by_offset(
-    tmp_path: Path, train: Photos, val: Photos, monkeypatch: pytest.MonkeyPatch,
-    build: Callable[[Path, Photos, Photos], Path],
-) -> None:  # fmt: skip
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch, build: Build
+) -> None:
     """Also where the parent reads for the workers: gzip, Parquet."""
-    source = build(tmp_path / "source", train, val)
-    whole = prepared(source, tmp_path / "whole")
+    source, whole = made(build)
     monkeypatch.setattr(journal, "COMMIT_SECONDS", 0)
     monkeypatch.setattr(tasks, "CHUNK_IMAGES", 8)
     with monkeypatch.context() as patch:
@@ -238,7 +252,7 @@ def miniature(count: int, classes: int = 3) -> Photos:
 
 @pytest.mark.parametrize("build", [class_tars, whole_tar, train_folders])
 def test_the_21k_rule(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[Path, Photos, Photos], Path]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, build: Build
 ) -> None:
     """Classes with more than so many images are kept, their first ones by name are val."""
     from pipeline.catalogue import DatasetSpec
@@ -250,24 +264,16 @@ def test_the_21k_rule(
     monkeypatch.setattr(
         "pipeline.sources.splits.catalogue", lambda: {"imagenet21k": DatasetSpec(**spec)}
     )
-    words = ("prepare", "imagenet21k", "--source", source, "--splits", 4, "--size", 32)
-    done = spectral_here(*words, "--workers", 1, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "2 of 3 classes are kept" in done.stderr
-    assert "usually 10450" in done.stderr
-    (folder,) = (tmp_path / "out" / "imagenet21k").iterdir()
-    found = manifest.load(folder)
-    assert found.classes == ["n00000001", "n00000002"]
-    table = pq.read_table(folder / "samples.parquet").to_pylist()
-    held = sorted(Path(row["id"]).name for row in table if row["split"] == "val")
-    assert held == [f"{wnid}_{i:04d}.JPEG" for wnid in found.classes for i in range(5)]
+    found = indexed("imagenet21k", source, tmp_path / "index")
+    assert "2 of 3 classes are kept" in caplog.text
+    assert found.summary.classes == ["n00000001", "n00000002"]
+    rows = [row for batch in found.batches() for row in batch.to_pylist()]
+    held = sorted(Path(row["id"]).name for row in rows if SPLITS[row["split"]] == "val")
+    assert held == [f"{wnid}_{i:04d}.JPEG" for wnid in found.summary.classes for i in range(5)]
 
-    words = (*words, "--classes", "all")
-    done = spectral_here(*words, "--workers", 1, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    folder = next((tmp_path / "out" / "imagenet21k").glob("*-all"))
-    assert len(manifest.load(folder).classes) == 3
-    assert manifest.load(folder).counts["val"]["written"] == 10
+    found = indexed("imagenet21k", source, tmp_path / "all", all_classes=True)
+    assert len(found.summary.classes) == 3
+    assert found.summary.counts["val"] == 10
 
 
 def _spec() -> object:

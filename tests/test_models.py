@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
@@ -246,6 +247,40 @@ def test_stochastic_depth_leaves_branches_out_image_by_image(name: str, blocks: 
     gone = branch.eq(0).all(dim=1)
     assert abs(gone.float().mean().item() - p) < 0.03
     torch.testing.assert_close(branch[~gone], whole[~gone] / (1 - p), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("resnet18", "resnet18"),
+        ("resnet50", "resnet50"),
+        ("imagenet-resnext50-32x4d", "resnext50_32x4d"),
+    ],
+)
+def test_resnets_compute_what_torchvisions_do(name: str, theirs: str) -> None:
+    """With the same weights: logits, in training too, statistics of batch norm, gradients."""
+    ours = models.build(name, classes=1000, channels=3, size=72)
+    other = torchvision.models.get_model(theirs)
+    other.load_state_dict(ours.state_dict())
+    inputs = torch.randn(4, 3, 72, 72)
+    for network in (ours, other):
+        network.train()(inputs).logsumexp(1).sum().backward()
+    pairs = zip(ours.named_parameters(), other.named_parameters(), strict=True)
+    for (own, weight), (_, same) in pairs:
+        torch.testing.assert_close(weight.grad, same.grad, msg=own)
+    for own, value in ours.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[own], msg=own)
+    assert ours.eval()(inputs).equal(other.eval()(inputs))
+
+
+@pytest.mark.parametrize("size", [32, 56, 112, 224])
+@pytest.mark.parametrize("name", ["vgg16", "alexnet"])
+def test_pools_in_front_of_linear_layers_are_there_where_they_do_something(
+    name: str, size: int
+) -> None:
+    """Their gradients on a GPU are refused under `--deterministic`."""
+    assert isinstance(on_meta(name, size).avgpool, nn.Identity)
+    assert isinstance(on_meta(name, 320).avgpool, nn.AdaptiveAvgPool2d)
 
 
 def test_dense_layers_add_to_what_there_is() -> None:

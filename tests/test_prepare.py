@@ -19,7 +19,7 @@ import pytest
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader, digest
 from pipeline.format.codec import decode_plane
-from pipeline.planes.imaging import image_to_values, load
+from pipeline.planes.imaging import image_to_values, load, pixels
 from pipeline.planes.splitter import Splitter
 from pipeline.stage import run
 from tests.conftest import (
@@ -105,11 +105,11 @@ def test_psnr_is_that_of_the_rebuilt_images(data: Path, source: Path) -> None:
     found = manifest.load(data / SUB4)
     splitter, squares, count = Splitter(found.preparation), 0.0, 0
     for row in pq.read_table(data / SUB4 / "samples.parquet").to_pylist():
-        pixels, _ = load((source / row["id"]).read_bytes(), found.preparation)
-        planes = splitter.empty()
-        splitter.split(pixels, planes, np.zeros(4, np.int64))
-        squares += ((splitter.rebuild(planes).astype(float) - pixels) ** 2).sum()
-        count += pixels.size
+        image, _ = load((source / row["id"]).read_bytes(), found.preparation)
+        planes, rgb = splitter.empty(), pixels(image)
+        splitter.split(rgb, planes, np.zeros(4, np.int64))
+        squares += ((splitter.rebuild(planes).astype(float) - rgb) ** 2).sum()
+        count += rgb.size
     assert found.psnr_images == 150
     assert found.psnr_db == pytest.approx(10 * np.log10(255**2 * count / squares), abs=1e-9)
 

@@ -204,19 +204,6 @@ def test_the_process_that_says_why_is_the_one_that_is_quoted(tmp_path: Path) -> 
     assert job.poll() == Ended(status=1, error="process 1: the disk is full")
 
 
-def test_children_find_this_code_wherever_they_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Even without installed packages, in a folder that holds modules of the same names."""
-    (tmp_path / "pipeline.py").write_text("raise SystemExit(9)\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    job = Launched([sys.executable, "-P", "-S", "-m", "pipeline.errors"], Slot(), tmp_path / "run")
-    ended: list[Ended] = []
-    await_(lambda: ended.extend(filter(None, [job.poll()])) or ended)
-    assert ended == [Ended(status=0)]
-
-
 # queues
 
 

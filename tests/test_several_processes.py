@@ -74,3 +74,32 @@ def test_their_number_changes_no_more_than_rounding(tmp_path: Path) -> None:
             assert torch.allclose(a, b, atol=1e-6)
     losses = [float(each["loss"]) for each in shared]  # type: ignore[arg-type]
     assert sum(losses) == pytest.approx(float(alone["loss"]), rel=1e-5)  # type: ignore[arg-type]
+
+
+WAITING = """
+import sys, time
+from datetime import timedelta
+import torch, torch.distributed as dist
+from trainer.process.world import World
+dist.init_process_group("gloo", timeout=timedelta(seconds=2))
+world = World(dist.get_rank(), 2, torch.device("cpu"))
+if world.leads:
+    time.sleep(5)
+getattr(world, sys.argv[1])()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize(("way", "ends"), [("wait_long", True), ("wait", False)])
+def test_a_process_may_work_alone_for_longer_than_collectives_wait(
+    way: str, ends: bool, tmp_path: Path
+) -> None:
+    """As the first one does when it reads all files of a shard from a slow disk."""
+    (tmp_path / "program.py").write_text(WAITING)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(tmp_path / "program.py"), way],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert (done.returncode == 0) is ends, done.stderr

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import spectral_here
-from tests.listing import listing
+from tests.listing import indexed, listing
 from tests.test_sources_tar import listed, refused
 from tests.test_sources_trees import put
 
@@ -56,18 +55,15 @@ def test_the_same_in_one_archive(
     assert "left out: 1 files of imagenet21k_small_classes" in caplog.text
 
 
-def test_no_rule_takes_val_from_train_again(tmp_path: Path) -> None:
+def test_no_rule_takes_val_from_train_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """All classes are kept, however few images are left in train."""
     tree(tmp_path / "a")
-    done = spectral_here(
-        "prepare", "imagenet21k", "--source", tmp_path / "a", "--out", tmp_path / "out",
-        "--splits", 4, "--size", 16, "--workers", 1,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "are kept" not in done.stderr
-    described = spectral_here("inspect", next((tmp_path / "out" / "imagenet21k").iterdir())).stdout
-    assert "2 classes" in described
-    assert "val: 4 indexed" in described
+    found = indexed("imagenet21k", tmp_path / "a", tmp_path / "index").summary
+    assert "are kept" not in caplog.text
+    assert found.classes == ["n00005787", "n00006484"]
+    assert (found.counts["train"] + found.counts["calib"], found.counts["val"]) == (4, 4)
 
 
 def test_half_of_it_is_refused(tmp_path: Path) -> None:

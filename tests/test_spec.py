@@ -73,18 +73,17 @@ def test_a_damaged_file_is_said(tmp_path: Path, text: str) -> None:
 def test_a_worker_carries_out_a_file_from_any_folder(data: Path, tmp_path: Path) -> None:
     spec = specs(data, tmp_path / "runs")[1]
     spec.save()
-    command = [sys.executable, "-P", "-m", "trainer.run.worker", str(spec.directory / "spec.json")]
+    program = str(ROOT / "spectral_shards.py")
+    command = [sys.executable, "-P", program, "worker", str(spec.directory / "spec.json")]
     done = subprocess.run(
-        command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((spec.directory / "result.json").read_text())["epochs"] == 1
     assert RunSpec.load(spec.directory / "spec.json") == spec
     done = subprocess.run(
-        [*command[:-1], "none.json"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [*command[:-1], "none.json"], cwd=tmp_path, env={}, capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert done.stderr.startswith("Error: none.json cannot be read")
 

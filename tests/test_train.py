@@ -317,21 +317,21 @@ def test_the_ensemble_is_measured_and_predicts(runs: Path, data: Path, source: P
     done = spectral_here("ensemble", "--data", data / SUB4, "--runs", runs, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert [row["shard"] for row in result["shards"]] == [0, 1, 2, 3]
-    assert set(result["fused"]) == {"average", "geometric", "learned"}
+    assert [row["shard"] for row in result["networks"]] == ["0", "1", "2", "3"]
+    assert set(result["fused"]) == {"learned", "average", "geometric", "single-best", "subset"}
     for found in result["fused"].values():
-        assert found["samples"] == 30
+        assert found["val"]["samples"] == 30
         assert len(found["weights"]) == 4
-    assert result["fused"]["learned"]["top1"] > 0.8
+    assert result["fused"]["learned"]["val"]["top1"] > 0.8
     text = spectral_here("ensemble", "--data", data / SUB4, "--runs", runs)
     assert "learned" in text.stdout
 
     images = sorted((source / "val").rglob("*.jpg"))
-    done = spectral_here("predict", "--runs", runs, "--json", "--top", 2, *images)
+    done = spectral_here("predict", "--runs", runs, "--format", "jsonl", "--top", 2, *images)
     assert done.returncode == 0, done.stderr
-    predictions = json.loads(done.stdout)
+    predictions = [json.loads(line) for line in done.stdout.splitlines()]
     right = [p["classes"][0]["class"] == Path(p["image"]).parent.name for p in predictions]
-    assert np.mean(right) == pytest.approx(result["fused"]["learned"]["top1"])
+    assert np.mean(right) == pytest.approx(result["fused"]["learned"]["val"]["top1"])
     assert all(0 < row["probability"] <= 1 for p in predictions for row in p["classes"])
     three = (images[0], ROOT / "pyproject.toml", images[-1])
     bad = spectral_here("predict", "--runs", runs, *three)
@@ -339,8 +339,8 @@ def test_the_ensemble_is_measured_and_predicts(runs: Path, data: Path, source: P
     assert "1 of 3 images were not classified" in bad.stderr
     assert "pyproject.toml: not an image" in bad.stderr
     assert bad.stdout.count("class_") >= 2 + bad.stdout.count("/class_")  # the others are
-    found = json.loads(spectral_here("predict", "--runs", runs, "--json", *three).stdout)
-    assert ["classes" in row for row in found] == [True, False, True]
+    found = spectral_here("predict", "--runs", runs, "--format", "jsonl", *three).stdout
+    assert ["classes" in json.loads(row) for row in found.splitlines()] == [True, False, True]
     gone = spectral_here("predict", "--runs", runs, "nowhere.jpg")
     assert gone.returncode == 1
     assert "nowhere.jpg" in gone.stderr
@@ -377,7 +377,9 @@ def test_networks_that_know_nothing_are_averaged(
     done = spectral_here("ensemble", "--data", data / SUB4, "--runs", copy, "--json")
     assert done.returncode == 0, done.stderr
     assert "learned weights are all 0" in done.stderr
-    assert set(json.loads(done.stdout)["fused"]) == {"average", "geometric"}
+    result = json.loads(done.stdout)
+    assert "learned" not in result["fused"]
+    assert result["method"] == "average"
     done = spectral_here("predict", "--runs", copy, source / "val" / "class_0" / "000.jpg")
     assert done.returncode == 0, done.stderr
 
@@ -393,7 +395,8 @@ def test_what_chose_the_epochs_is_not_what_the_fusion_is_measured_on(tmp_path: P
     command = ("ensemble", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
     found = json.loads(spectral_here(*command, "--json").stdout)
     assert (found["fitted_on"], found["measured_on"]) == ("val", "test")
-    assert found["fused"]["learned"]["samples"] == 12
+    assert found["fused"]["learned"]["test"]["samples"] == 12
+    assert "val" not in found["fused"]["learned"]
     assert "on test (12 images)" in spectral_here(*command).stdout
 
 
@@ -405,7 +408,7 @@ def test_missing_and_foreign_shards_are_said(runs: Path, data: Path, tmp_path: P
     done = spectral_here("ensemble", "--data", data / SUB4, "--runs", copy, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["missing"] == [1, 3]
-    assert "shard 3 was not trained" in done.stderr
+    assert "no network sees planes 1, 3" in done.stderr
     assert "shard 1 has not finished" in done.stderr
     shutil.copy(data / RAW / "manifest.json", group / "shard_00")
     done = spectral_here("ensemble", "--data", data / SUB4, "--runs", copy)

@@ -1,4 +1,4 @@
-"""The trainer's pure parts: order of samples, normalisation, fusion weights."""
+"""The trainer's pure parts: order of samples, normalisation."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from tests.conftest import RAW, SUB4, WHOLE
 from trainer.data.feed import Plan
 from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared, parse_shards
-from trainer.fusion import fuse
 from trainer.process.seeds import mixed_seed
 from trainer.process.world import World
 from trainer.recipes.recipe import Recipe
@@ -118,42 +117,6 @@ def test_shards_are_parsed(text: str, shards: list[tuple[int, ...]]) -> None:
 def test_wrong_shards_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--shard"):
         parse_shards(text, 9)
-
-
-def synthetic_logits(n: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """Three networks: good, middling, and one that knows nothing."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 10, n)
-    truth = np.eye(10)[labels]
-    logits = [truth * s + rng.normal(0, 1, (n, 10)) for s in (3.0, 1.5, 0.0)]
-    return np.stack(logits).astype(np.float32), labels
-
-
-def test_learned_weights_are_the_minimum_of_the_nll() -> None:
-    logits, labels = synthetic_logits()
-    weights = fuse.learned(logits, labels)
-    assert (weights >= 0).all()
-    assert weights[0] > weights[1] > weights[2]
-    best = fuse.nll(fuse.fuse(logits, weights), labels)
-    assert best < fuse.nll(fuse.fuse(logits, fuse.average(3)), labels)
-    for k in range(3):
-        for delta in (-0.1, 0.1):
-            other = weights.copy()
-            other[k] = max(0.0, other[k] + delta)
-            assert fuse.nll(fuse.fuse(logits, other), labels) > best - 1e-3
-
-
-def test_a_useless_network_gets_no_weight_and_certainty_no_infinite_one() -> None:
-    logits, labels = synthetic_logits()
-    assert fuse.learned(np.stack([logits[0], -logits[0] * 0.1]), labels)[1] == 0
-    perfect = np.eye(10, dtype=np.float32)[labels][None] * 2
-    assert fuse.learned(perfect, labels)[0] < 50
-
-
-def test_geometric_weights_rank_by_accuracy_on_calib() -> None:
-    logits, labels = synthetic_logits()
-    weights, q = fuse.geometric(logits[[2, 0, 1]], labels)
-    np.testing.assert_allclose(weights, [q * (1 - q) ** 2, q, q * (1 - q)])
 
 
 def test_metrics_are_what_they_say() -> None:

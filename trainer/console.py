@@ -1,10 +1,17 @@
 """What the commands that train, and use what was trained, share: options and the log."""
 
 import logging
+from collections.abc import Collection, Iterable, Sequence
+from io import StringIO
 
 import click
 
 from pipeline.console import PATH, Echo, apply
+
+METHODS = ("learned", "average", "geometric", "single-best", "subset")  # to fuse networks
+OVER = ("logits", "probabilities")  # that are fused
+FORMS = ("table", "csv", "jsonl")  # of predictions
+_WIDTH = 1000  # characters: lines are never broken, so that they can be searched
 
 data_options = apply(
     click.option(
@@ -25,9 +32,10 @@ runs_option = click.option(
 )
 # Which runs, and how each is carried out
 run_options = apply(
-    click.option("--shard", "shards", required=True, help="7, 0-3, 3,5, all; 0+1+2: together."),
+    click.option("--shard", "shards", help="7, 0-3, 3,5, all; 0+1+2: together."),
     data_options,
     click.option("--recipe", help="A recipe's name or file [default: the data set's]."),
+    click.option("--model", help="Its network: see `spectral networks`; --set model=… in short."),
     click.option(
         "--set",
         "settings",
@@ -36,6 +44,12 @@ run_options = apply(
         help="Change a value of the recipe, e.g. optimizer.lr=0.05; may be repeated.",
     ),
     click.option("--name", help="Folder of the runs, in place of RECIPE+KEY=VALUE…."),
+    click.option(
+        "--plan",
+        "plan_file",
+        type=PATH,
+        help="Shards, epochs and recipe of a file that `spectral plan` has written.",
+    ),
     click.option(
         "--init", type=PATH, help="Start from these weights: our, torchvision's or timm's file."
     ),
@@ -55,7 +69,7 @@ run_options = apply(
     ),
     click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile."),
     click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too."),
-    click.option("--seeds", type=click.IntRange(min=1), default=1, help="How many."),
+    click.option("--seeds", type=click.IntRange(min=1), default=1, help="So many of each."),
     runs_option,
 )
 # How many at a time on this machine
@@ -72,6 +86,25 @@ parallel_options = apply(
         help="Without a GPU: shards at a time; they share the cores [default: 1].",
     ),
 )
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[str]
+) -> list[str]:
+    """Lines for people, under a head; figures stand to the `right` of their columns."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        side = "right" if column in right else "left"
+        found.add_column(column, justify=side, no_wrap=True)  # type: ignore[arg-type]
+    for row in rows:
+        found.add_row(*map(Text, row))
+    lines = StringIO()
+    Console(file=lines, width=_WIDTH, color_system=None).print(found)
+    return [line.rstrip() for line in lines.getvalue().splitlines()]
 
 
 def show_log(*, verbose: bool) -> None:

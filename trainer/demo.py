@@ -31,12 +31,12 @@ def run(out: Path, json_file: Path | None, progress_bar: ProgressBar) -> str:
     started = time.monotonic()
     results = {splits: _one(out, splits, progress_bar) for splits in (4, 1)}
     seconds = time.monotonic() - started
-    fused = results[4]["fused"]["learned"]
-    baseline = results[1]["shards"][0]
+    fused = results[4]["fused"]["learned"]["val"]
+    baseline = results[1]["networks"][0]["val"]
     summary = {
         "fused_top1": fused["top1"],
         "baseline_top1": baseline["top1"],
-        "shards": [row["top1"] for row in results[4]["shards"]],
+        "shards": [row["val"]["top1"] for row in results[4]["networks"]],
         "seconds": round(seconds, 1),
     }
     if json_file is not None:
@@ -48,8 +48,7 @@ def run(out: Path, json_file: Path | None, progress_bar: ProgressBar) -> str:
         [
             "",
             table(results[4]),
-            f"{'whole image':<14}{baseline['top1']:>9.2%}{baseline['top5']:>9.2%}"
-            f"{baseline['nll']:>9.4f}",
+            f"whole image: top-1 {baseline['top1']:.2%}",
             f"\nfive networks trained and fused in {seconds:.0f} s; see {picture}",
             NEXT,
         ]

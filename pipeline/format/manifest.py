@@ -39,7 +39,7 @@ class Manifest:
     tool_version: str
     versions: dict[str, str]
     source: str
-    layout: str
+    source_layout: str
     fingerprint: str
     origin: dict[str, list[int]]
     resize_filter: str

@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.console import printable
 from pipeline.errors import ConfigError, SpectralError
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
 from pipeline.sources.index import SPLITS
+from pipeline.stage.samples import quarantined
 from pipeline.stage.verify import quick_check
 
 
@@ -150,3 +152,16 @@ def _quality(found: dict[str, Any]) -> str:
 
 def _decibel(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2f} dB"
+
+
+def bad_images(directory: Path) -> list[dict[str, str]]:
+    """`id` and `reason` of each image that could not be used."""
+    if directory.is_file():
+        raise ConfigError(f"{directory} is a file: name its prepared directory")
+    return [{"id": sample, "reason": reason} for sample, reason in quarantined(directory)]
+
+
+def bad_lines(bad: list[dict[str, str]]) -> list[str]:
+    """The same for people."""
+    head = f"{len(bad)} images could not be used" + ":" * bool(bad)
+    return [head, *(f"  {printable(row['id'])}: {printable(row['reason'])}" for row in bad)]

@@ -13,7 +13,7 @@ from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
 from pipeline.format.codec import decode_plane, decode_whole
 from pipeline.format.manifest import Manifest
-from pipeline.planes.imaging import load
+from pipeline.planes.imaging import load, pixels
 from pipeline.planes.splitter import Splitter
 from pipeline.sources.index import SPLITS, Container, Place
 from pipeline.sources.reading import read_alone
@@ -96,10 +96,10 @@ def _draw_rows(figure: Any, rows: list[Row]) -> None:
     ]
     axes = figure.subplots(len(rows), 4, squeeze=False)
     for line, row in zip(axes, rows, strict=True):
-        for axis, title, pixels in zip(line, titles, _cells(row), strict=True):
+        for axis, title, cell in zip(line, titles, _cells(row), strict=True):
             axis.set_axis_off()
-            if pixels is not None:
-                axis.imshow(pixels, interpolation="nearest")
+            if cell is not None:
+                axis.imshow(cell, interpolation="nearest")
                 axis.set_title(title, fontsize=9)
         line[1].set_title(_rebuilt_title(row), fontsize=9)
         line[0].text(0, -0.03, row.name, transform=line[0].transAxes, fontsize=7, va="top")
@@ -160,7 +160,8 @@ def _original(
         data = read_alone(Path(found.source), containers, place)
         if data is None:
             return None
-        return _rgb(load(data, found.preparation, containers[place.file].shape)[0])
+        image, _ = load(data, found.preparation, containers[place.file].shape)
+        return _rgb(pixels(image))
     except (SourceError, OSError, BadImageError):
         return None
 

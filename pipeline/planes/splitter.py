@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import transforms
-from pipeline.planes.kernels.analyse import FRACTION_BITS, GROUP, analyse
+from pipeline.planes.kernels.analyse import FRACTION_BITS, TILE, analyse
 from pipeline.planes.kernels.gather import gather
+from pipeline.planes.kernels.lanes import WIDTH
 from pipeline.preparation import Preparation
 
 Planes = NDArray[np.int8]
@@ -30,24 +31,27 @@ class Splitter:
         self._columns = tuple(range(prep.p))
         self._pairs = transforms.butterflies(prep.p, prep.transform)
         self._triples = transforms.radix3(prep.p, prep.transform)
-        self._weights, self._rows, self._lengths = sparse_weights(
-            self.matrix, self._pairs, self._triples
-        )
+        self._tiles = tiles(self.matrix, self._pairs, self._triples)
         size = prep.plane_shape[1] * prep.plane_shape[2]
+        padded = -(-size // WIDTH) * WIDTH
         rows = prep.splits + len(self._triples)
-        self._values = np.empty((prep.channels, rows, size), np.int16)
-        self._image_rows = np.empty((prep.channels, prep.p, prep.p * size), np.int16)
+        self._values = np.zeros((prep.channels, rows, padded), np.int16)
+        self._phases = np.empty((prep.p, size), np.uint32 if prep.channels == 3 else np.int8)
         norm = transforms.COLOUR_NORM if prep.channels == 3 else np.ones(1)
         fixed = 2.0 * 2.0**FRACTION_BITS  # values are doubled, the matrix is fixed point
         self._scale = (1.0 / (fixed * np.outer(self.steps, norm))).astype(np.float32)
 
     def split(self, image: Pixels, planes: Planes, clipped: NDArray[np.int64]) -> None:
-        """Fill `planes` (N, channels, h, w) from `image` (H, W, channels); count what clips."""
-        block = self.prep.layout == "block"
-        gather(image, self._columns, block, self._image_rows, self._values)
-        flat = planes.reshape(*planes.shape[:2], -1)
-        analyse(self._values, self._pairs, self._triples, self._weights, self._rows,
-                self._lengths, self._scale, flat, clipped)  # fmt: skip
+        """Fill `planes` (N, channels, h, w) from `image`; count what clips.
+
+        image: (H, W, 1), (H, W, 3) or, as `imaging.packed` gives it, (H, W, 4).
+        """
+        if image.shape[2] == 3:
+            image = np.pad(image, ((0, 0), (0, 0), (0, 1)))
+        pixels = image.view(self._phases.dtype)[:, :, 0]
+        gather(pixels, self._columns, self.prep.layout == "block", self._phases, self._values)
+        analyse(self._values, self._pairs, self._triples, *self._tiles, self._scale,
+                planes.reshape(*planes.shape[:2], -1), clipped)  # fmt: skip
 
     def empty(self) -> Planes:
         """An array for `split` to fill."""
@@ -76,12 +80,11 @@ class Splitter:
         return _merge(pixels, self.prep.p, self.prep.layout)
 
 
-def sparse_weights(
+def fixed_weights(
     matrix: NDArray[np.float64], pairs: NDArray[np.int64], triples: NDArray[np.int64]
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """`matrix` in fixed point, for values that `butterflies` and `add_radix3` have made: weights
-    that are not 0 and their rows (both (N, M), each row padded with weights of 0 to a multiple of
-    GROUP), and how many are in use (N,).
+) -> NDArray[np.int32]:
+    """`matrix` in fixed point, (N, N + T), for values that `butterflies` and `add_radix3` have
+    made: most weights are 0.
     """
     folded = matrix.copy()
     for a, b in pairs:
@@ -93,14 +96,39 @@ def sparse_weights(
         alike = (fixed[:, b] == sign * fixed[:, a]) & (fixed[:, c] == sign * fixed[:, a])
         fixed[alike, len(matrix) + i] = fixed[alike, a]
         fixed[np.ix_(alike, [a, b, c])] = 0
-    used = np.count_nonzero(fixed, axis=1)
-    lengths = -(-used // GROUP) * GROUP
-    weights = np.zeros((len(matrix), lengths.max()), np.int32)
-    rows = np.zeros(weights.shape, np.int64)
-    for k, row in enumerate(fixed):
-        rows[k, : used[k]] = np.flatnonzero(row)
-        weights[k, : used[k]] = row[rows[k, : used[k]]]
-    return weights, rows, lengths
+    return fixed
+
+
+def tiles(
+    matrix: NDArray[np.float64], pairs: NDArray[np.int64], triples: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int16], NDArray[np.int64], NDArray[np.int64]]:
+    """What `analyse` takes: TILE planes at a time that weigh the same rows, or nearly.
+
+    order: (N,), planes. weights: (tiles, TILE, 2M), rows: (tiles, 2, M), lengths: (tiles,). A row
+    whose weight an int16 does not hold stands there more than once, with parts of it.
+    """
+    fixed = fixed_weights(matrix, pairs, triples)
+    order = np.lexsort((fixed != 0).T)
+    found = [_parts(fixed[order[i : i + TILE]]) for i in range(0, len(order), TILE)]
+    lengths = np.array([len(used) // 2 for used, _ in found])
+    weights = np.zeros((len(found), TILE, 2 * lengths.max()), np.int16)
+    rows = np.zeros((len(found), 2, lengths.max()), np.int64)
+    for i, (used, parts) in enumerate(found):
+        rows[i, :, : lengths[i]] = used.reshape(-1, 2).T
+        weights[i, : len(parts), : len(used)] = parts
+    return order, weights, rows, lengths
+
+
+def _parts(fixed: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Rows with a weight that is not 0, and their weights, in parts of at most 2¹⁵−1; even."""
+    most = np.iinfo(np.int16).max
+    rows, parts = np.zeros(0, np.int64), np.zeros((len(fixed), 0), np.int32)
+    while (used := np.flatnonzero(fixed.any(axis=0))).size:
+        part = fixed.clip(-most, most)
+        rows, parts = np.concatenate([rows, used]), np.hstack([parts, part[:, used]])
+        fixed = fixed - part
+    odd = len(rows) % 2
+    return np.pad(rows, (0, odd)), np.pad(parts, ((0, 0), (0, odd)))
 
 
 def _phases(image: Pixels, p: int, layout: str) -> Pixels:

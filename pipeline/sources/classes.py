@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 
 FILES = ("LOC_synset_mapping.txt", "words.txt")  # that say what wnids are called
 _MANY, _SHARE = 1 << 16, 4  # more classes than _MANY should not be _SHARE times what is used
@@ -19,7 +19,7 @@ def refuse_unknown(folder: object, names: Iterable[str], known: Iterable[str], w
     known = set(known)
     if not (stray := sorted(set(names) - known)):
         return
-    said = f"{folder} has classes that {where} lacks: {some(stray)}"
+    said = f"{folder} has classes that {where} lacks: {first_few(stray)}"
     if {_composed(name) for name in stray} & {_composed(name) for name in known}:
         said += f". Some look alike but are {_OTHERWISE}"
     raise SourceError(said)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.junk import visible
 
 _FEW = 16
@@ -16,7 +16,7 @@ _FAR_APART = 50
 def single(root: Path, found: Sequence[Path]) -> Path:
     """The single path that was found; SourceError where the user has to choose."""
     if len(found) > 1:
-        raise SourceError(f"{root} holds {some([str(p) for p in found])}: name one of them")
+        raise SourceError(f"{root} holds {first_few([str(p) for p in found])}: name one of them")
     return found[0]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.junk import is_junk
 from pipeline.sources.layouts.arrays import CifarBinary, CifarPython, Mnist
 from pipeline.sources.layouts.class_tars import ClassTars, WholeTar
@@ -63,4 +63,4 @@ def _found(root: Path) -> str:
     if not root.is_dir():
         return f"a file of {root.stat().st_size:,} bytes whose content is not known"
     names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
-    return f"a folder with {some(names)}" if names else "an empty folder"
+    return f"a folder with {first_few(names)}" if names else "an empty folder"

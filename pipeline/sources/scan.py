@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import SourceError, escaped, refuse_undecodable, some
+from pipeline.errors import SourceError, escaped, first_few, refuse_undecodable
 from pipeline.sources.classes import refuse_look_alikes
 from pipeline.sources.index import (
     ROWS,
@@ -105,7 +105,8 @@ class Scan:
         known = sorted(self._ordinals) if classes is None else list(classes)
         if strange := sorted(set(self._ordinals) - set(known)):
             raise SourceError(
-                f"{self.root}: images of {some(strange)}, which none of its {len(known)} classes is"
+                f"{self.root}: images of {first_few(strange)}, which none of its {len(known)} "
+                "classes is"
             )
         refuse_look_alikes(self.root, known)
         self.summary.classes = known

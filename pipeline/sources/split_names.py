@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.find import subfolders
 from pipeline.sources.junk import visible
 
@@ -49,8 +49,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     for split, names in found.items():
         if len(names) > 1:
             raise SourceError(
-                f"{root} has {some(names)}, which are all {split}: move them together, or all but "
-                "one away"
+                f"{root} has {first_few(names)}, which are all {split}: move them together, or all "
+                "but one away"
             )
     if "train" not in found:
         (name,) = next(iter(found.values()))
@@ -91,8 +91,9 @@ def refuse_split_tar(where: object, stem: str, members: Iterable[str]) -> None:
 
 def _split_tars(where: object, stems: list[str]) -> SourceError:
     return SourceError(
-        f"{where} has {some([f'{stem}.tar' for stem in stems])}: named as splits, not classes. "
-        "Unpack each into a folder of its name (train, val), and name the folder that holds these"
+        f"{where} has {first_few([f'{stem}.tar' for stem in stems])}: named as splits, not "
+        "classes. Unpack each into a folder of its name (train, val), and name the folder that "
+        "holds these"
     )
 
 
@@ -101,9 +102,9 @@ def _refuse_likely_splits(root: Path, folders: list[Path]) -> None:
     likely = [f.name for f in folders if _WORD.search(_words(f.name)) and _of_folders(f)]
     if likely:
         raise SourceError(
-            f"{root} has {some(likely)}: {'it looks' if len(likely) == 1 else 'they look'} like "
-            "splits, not classes. Call them train, val and test (a folder of links will do), or "
-            "name one with --source. If they are classes, put all into a folder train: "
+            f"{root} has {first_few(likely)}: {'it looks' if len(likely) == 1 else 'they look'} "
+            "like splits, not classes. Call them train, val and test (a folder of links will do), "
+            "or name one with --source. If they are classes, put all into a folder train: "
             f"{root / 'train' / likely[0]}"
         )
 
@@ -114,8 +115,8 @@ def _refuse_splits_within(root: Path, folders: list[Path]) -> None:
         inner = [f.name for f in subfolders(folder) if split_of(f.name)]
         if len({split_of(name) for name in inner}) > 1:
             raise SourceError(
-                f"{root}: {folder.name} holds {some(inner)}, which are splits. If the classes are "
-                f"in these, use --source {folder}; splits of each class have to be outside, as "
+                f"{root}: {folder.name} holds {first_few(inner)}, which are splits. If the classes "
+                f"are in these, use --source {folder}; splits of each class have to be outside, as "
                 f"{root / 'train' / '<class>'}"
             )
 
@@ -127,7 +128,7 @@ def _warn_of_likeness(root: Path, folders: list[Path]) -> None:
         log.warning(
             "%s: its folders %s are taken for classes, but each holds %s; if these are the "
             "classes, name one of those with --source",
-            root, some([folder.name for folder in folders]), some(sorted(inner[0])),
+            root, first_few([folder.name for folder in folders]), first_few(sorted(inner[0])),
         )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def _of_folders(folder: Path) -> bool:
 
 def _neither(root: Path, named: list[str], stray: list[str]) -> SourceError:
     return SourceError(
-        f"{root} has {' and '.join(named)} and also {some(stray)}: not known what they are. Move "
-        "them away, or name a folder that holds only train, val and test; if all of them are "
+        f"{root} has {' and '.join(named)} and also {first_few(stray)}: not known what they are. "
+        "Move them away, or name a folder that holds only train, val and test; if all of them are "
         f"classes, put them into a folder train: {root / 'train' / named[0]}"
     )

@@ -21,6 +21,7 @@ from pipeline.format.beton import BetonReader, digest, image_field
 from pipeline.format.beton_writer import BetonWriter, Written, publish
 from pipeline.format.manifest import Manifest, shard_name
 from pipeline.format.parts import Parts
+from pipeline.format.samples import NAME as SAMPLES
 from pipeline.preparation import Preparation
 from pipeline.progress import Advance, ProgressBar
 from pipeline.ranges import ranges
@@ -71,7 +72,7 @@ def _merged(shared: Parts, max_bad: int | None, progress: ProgressBar) -> Manife
     if not tally.written:
         raise SourceError("no image can be used")
     files = _shards(shared, prep, index, made, progress)
-    files[samples.NAME] = _samples(shared, index, made)
+    files[SAMPLES] = _samples(shared, index, made)
     for name in files:
         publish(shared.directory / name)
     for folder in {(shared.directory / name).parent for name in files}:

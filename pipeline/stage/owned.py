@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.errors import ConfigError, some
+from pipeline.errors import ConfigError, first_few
 from pipeline.format import manifest
 from pipeline.format.beton import PARTIAL
 from pipeline.format.parts import FOLDER
+from pipeline.format.samples import NAME as SAMPLES
 from pipeline.sources.index import SPLITS
-from pipeline.stage import samples
 
 JOURNAL = "journal"
 LOCK = ".lock"
-_FILES = (manifest.NAME, samples.NAME)
+_FILES = (manifest.NAME, SAMPLES)
 _SHARD = re.compile(rf"shard_\d+\.beton(\.sizes)?({re.escape(PARTIAL)})?")
 _JOURNAL = re.compile(
     r"(header|state|again|outcomes|digests|scan\.arrow|index\.(arrow|json)|.*\.(points|sums)"
@@ -31,8 +31,8 @@ def refuse_foreign(directory: Path) -> None:
     """ConfigError if there is anything in `directory` that no run of ours has put there."""
     if directory.is_dir() and (foreign := sorted(_foreign(directory))):
         raise ConfigError(
-            f"{directory} holds what is not of this tool: {some(foreign)}. Move it away, or choose "
-            "another --out"
+            f"{directory} holds what is not of this tool: {first_few(foreign)}. Move it away, or "
+            "choose another --out"
         )
 
 

@@ -14,6 +14,7 @@ from pipeline import __version__
 from pipeline.catalogue import catalogue
 from pipeline.choices import IMAGE_SECONDS
 from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
+from pipeline.files import make_directory
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
 from pipeline.format.parts import FOLDER
@@ -232,7 +233,7 @@ def _naming(directory: Path) -> Iterator[None]:
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory` against a second run; a crash releases it."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
     except (FileExistsError, NotADirectoryError) as error:
         raise ConfigError(
             f"{directory} cannot be made, as a file is in the way: choose another --out"

@@ -139,7 +139,7 @@ def take_up_index(
     folder = directory / JOURNAL
     _adopt(folder)
     header = {"preparation": asdict(prep), "source": str(source.root.resolve()),
-              "layout": source.layout, "versions": versions}  # fmt: skip
+              "source_layout": source.layout, "versions": versions}  # fmt: skip
     if (index := Index.load(folder, source.root)) is not None:
         if (begun := load(folder / "header")) is None:
             raise damaged(folder / "header")

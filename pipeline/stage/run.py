@@ -21,6 +21,7 @@ from pipeline.errors import SourceError
 from pipeline.files import sync_directory
 from pipeline.format.beton import image_field
 from pipeline.format.beton_writer import Written, publish
+from pipeline.format.samples import NAME as SAMPLES
 from pipeline.preparation import Preparation
 from pipeline.progress import Advance, Watch, readable
 from pipeline.sources.index import SPLITS, Index
@@ -77,8 +78,8 @@ def write(plan: Plan, advance: Advance) -> Result:
         for name in state.files:
             publish(plan.directory / name)
         table = samples.write(plan.directory, plan.index, state.outcomes, state.reasons)
-        publish(plan.directory / samples.NAME)
-    files = {**state.files, samples.NAME: table}
+        publish(plan.directory / SAMPLES)
+    files = {**state.files, SAMPLES: table}
     for folder in {(plan.directory / name).parent for name in files}:
         sync_directory(folder)
     return Result(state.tally, files)

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from pipeline.errors import DamagedError
 from pipeline.format.beton import PARTIAL, digest
 from pipeline.format.beton_writer import Written
+from pipeline.format.samples import NAME, QUARANTINED, WRITTEN
 from pipeline.sources.index import SPLITS, Container, Index, Place
 
-NAME = "samples.parquet"
-WRITTEN, QUARANTINED = "written", "quarantined"
 _WORDS = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [

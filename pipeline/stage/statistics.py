@@ -105,9 +105,9 @@ class Result:
 
 
 def conclude(
-    prep: Preparation, index: Index, result: Result, layout: str, versions: dict[str, str]
+    prep: Preparation, index: Index, result: Result, source_layout: str, versions: dict[str, str]
 ) -> Manifest:
-    """The manifest of a run that has written everything. layout: of the source."""
+    """The manifest of a run that has written everything."""
     summary, tally = index.summary, result.tally
     splitter = Splitter(prep) if prep.splits > 1 else None
     return Manifest(
@@ -115,7 +115,7 @@ def conclude(
         tool_version=__version__,
         versions=versions,
         source=str(index.root.resolve()),
-        layout=layout,
+        source_layout=source_layout,
         fingerprint=summary.fingerprint,
         origin=summary.origin,
         resize_filter=FILTER.name.lower(),

@@ -11,6 +11,7 @@ from pipeline.errors import DamagedError
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader, digest
 from pipeline.format.manifest import Manifest
+from pipeline.format.samples import NAME as SAMPLES
 from pipeline.progress import ProgressBar
 from pipeline.stage import samples
 
@@ -79,7 +80,7 @@ def _content(path: Path, entry: dict[str, Any]) -> str | None:
 
 
 def _structure(classes: int, path: Path, entry: dict[str, Any]) -> str | None:
-    if path.name == samples.NAME:
+    if path.name == SAMPLES:
         return samples.problem(path)
     try:
         with BetonReader(path) as reader:

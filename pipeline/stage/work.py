@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.errors import BadImageError
 from pipeline.format.codec import Payloads, decode_whole, encoder
-from pipeline.planes.imaging import load
+from pipeline.planes.imaging import load, packed, pixels
 from pipeline.planes.kernels.moments import add_moments
 from pipeline.planes.splitter import Splitter
 from pipeline.preparation import Preparation
@@ -29,9 +30,8 @@ class Processor:
     def warm_up(self) -> None:
         """Load all compiled code now, while other workers do, not with the first task."""
         prep = self.prep
-        blank = np.zeros((prep.size, prep.size, prep.channels), np.uint8)
-        blank.flags.writeable = False  # as those of images are: numba tells them apart
-        self._store(blank, Moments.zero(prep))
+        blank = Image.new("L" if prep.channels == 1 else "RGB", (prep.size, prep.size))
+        self._store(self._pixels(blank), Moments.zero(prep))
 
     def process(self, task: Task, room: NDArray[np.uint8]) -> Chunk:
         """The chunk; its payloads lie in `room` if they fit."""
@@ -50,15 +50,15 @@ class Processor:
             reason = task.refused.get(i)
             if reason is None:
                 try:
-                    pixels, shapes[i] = self._load(task, i)
-                    moments = self._store(pixels, Moments.zero(self.prep))
+                    image, shapes[i] = self._load(task, i)
+                    moments = self._store(image, Moments.zero(self.prep))
                     if i < task.train:
                         train += moments
                     else:
                         other += moments
-                    stored_shapes.append(self._stored_shape(pixels))
+                    stored_shapes.append(self._stored_shape(image))
                     if task.measured[i]:
-                        errors += self._measure(pixels)
+                        errors += self._measure(image)
                 except BadImageError as error:
                     reason = str(error)
             reasons.append(reason)
@@ -73,37 +73,43 @@ class Processor:
         self.at(Step(task.number, i, READING))
         data = self.reader.read(place) if task.data is None else task.data[i]
         self.at(Step(task.number, i, DECODING))
-        return load(data, self.prep, self.reader.containers[place.file].shape)
+        image, size = load(data, self.prep, self.reader.containers[place.file].shape)
+        return self._pixels(image), size
 
-    def _stored_shape(self, pixels: NDArray[np.uint8]) -> tuple[int, ...]:
+    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """(H, W, channels), or where it is split as `packed` gives them."""
+        return pixels(image) if self.splitter is None else packed(image)
+
+    def _stored_shape(self, image: NDArray[np.uint8]) -> tuple[int, ...]:
         """(height, width) of each payload of an image."""
-        return pixels.shape[:2] if self.splitter is None else self.prep.plane_shape[1:]
+        return image.shape[:2] if self.splitter is None else self.prep.plane_shape[1:]
 
-    def _store(self, pixels: NDArray[np.uint8], zero: Moments) -> Moments:
+    def _store(self, image: NDArray[np.uint8], zero: Moments) -> Moments:
         """Add an image to the payloads; its moments. zero: whose arrays are filled."""
         planes: NDArray[Any]
         if self.splitter is None or self.planes is None:
-            self.encode(pixels, self.payloads)
-            planes = pixels.transpose(2, 0, 1).reshape(1, pixels.shape[2], -1)
+            self.encode(image, self.payloads)
+            planes = image.transpose(2, 0, 1).reshape(1, image.shape[2], -1)
         else:
-            self.splitter.split(pixels, self.planes, zero.clipped)
+            self.splitter.split(image, self.planes, zero.clipped)
             self.encode(self.planes, self.payloads)
             planes = self.planes.reshape(self.prep.splits, self.prep.channels, -1)
         add_moments(planes, zero.first, zero.second)
         return Moments(planes.shape[2], zero.first, zero.second, zero.clipped)
 
-    def _measure(self, pixels: NDArray[np.uint8]) -> Errors:
+    def _measure(self, image: NDArray[np.uint8]) -> Errors:
         if self.splitter is None or self.planes is None:
-            height, width, channels = pixels.shape
+            height, width, channels = image.shape
             stored = decode_whole(self.payloads.last(0), self.prep.codec, (channels, height, width))
-            error = _squares(stored.astype(np.float32) - pixels)
-            return Errors(1, pixels.size, error, np.array([error]))
+            error = _squares(stored.astype(np.float32) - image)
+            return Errors(1, image.size, error, np.array([error]))
+        image = image[:, :, : self.prep.channels]
         rebuilt = self.splitter.rebuild(self.planes)
-        planes = self.splitter.dequantise(self.planes) - self.splitter.coefficients(pixels)
+        planes = self.splitter.dequantise(self.planes) - self.splitter.coefficients(image)
         return Errors(
             1,
-            pixels.size,
-            _squares(rebuilt.astype(np.float32) - pixels),
+            image.size,
+            _squares(rebuilt.astype(np.float32) - image),
             np.array([_squares(plane) for plane in planes]),
         )
 

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from pipeline.console import PATH, Group, PlainCommand, apply, json_option, prepare_options
 from trainer.console import data_options, run_options, runs_option
 
+STARTS = 3  # without a new checkpoint in between, after which a run is given up
 WATCHED = 10  # seconds between two looks of `status --watch`
 # What every job of ours is told
 _job_options = apply(
@@ -60,7 +61,7 @@ def submit() -> None:
 @click.option(
     "--starts",
     type=click.IntRange(min=1),
-    default=3,
+    default=STARTS,
     show_default=True,
     help="In a row without a new checkpoint, after which a run is given up.",
 )
@@ -263,3 +264,14 @@ def status(words: tuple[str, ...], runs: Path | None, watch: bool, as_json: bool
         if not watch:
             return
         time.sleep(WATCHED)
+
+
+@click.command(cls=PlainCommand, hidden=True)
+@click.argument("run", type=PATH)
+@click.argument("status", type=int)
+@click.option("--starts", type=click.IntRange(min=1), default=STARTS)
+def again(run: Path, status: int, starts: int) -> None:
+    """Whether the task of RUN, which ended with STATUS, goes back into the queue: 0 yes, 1 no."""
+    from trainer.cluster.again import check
+
+    click.echo(check(run, status, starts))

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.ranges import ranges
 from trainer.cluster import again, script, slurm
+from trainer.cluster.commands import STARTS
 from trainer.cluster.script import Shape
 from trainer.cluster.site import Site
 from trainer.cluster.slurm import Queued, SlurmError
@@ -33,7 +34,7 @@ class Order:
     site: Site
     shape: Shape
     at_once: int | None = None
-    starts: int = again.STARTS
+    starts: int = STARTS
     dry_run: bool = False
 
 

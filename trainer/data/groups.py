@@ -66,12 +66,14 @@ class PlaneGroupLoader:
 
 def open_split(
     data: Prepared, split: str, ks: tuple[int, ...], *, batch_size: int, device: torch.device,
-    random_crops: bool = False, five_crops: bool = False,
+    random_crops: bool = False, five_crops: bool = False, threads: int = 0,
 ) -> ShardLoader | PlaneGroupLoader:  # fmt: skip
     """What reads one plane, or a group of them."""
     if len(ks) > 1:
-        return PlaneGroupLoader(data, split, ks, batch_size=batch_size, device=device)
+        return PlaneGroupLoader(
+            data, split, ks, batch_size=batch_size, device=device, threads=threads
+        )
     return ShardLoader(
         data, split, ks[0], batch_size=batch_size, device=device,
-        random_crops=random_crops, five_crops=five_crops,
+        random_crops=random_crops, five_crops=five_crops, threads=threads,
     )  # fmt: skip

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cpus import usable_cores
 from pipeline.errors import DamagedError
 from pipeline.format.beton import BetonReader
+from pipeline.limits import usable_cores
 from trainer.data.crops import CentreDecoder, FiveCropDecoder, RandomCropDecoder
 from trainer.data.field import OK, LabelDecoder, PlaneDecoder, PlaneField
 from trainer.data.selection import Prepared

@@ -3,17 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import ConfigError
 from trainer.data.selection import Prepared, parse_shards, runs_root, select
-from trainer.jobs.shards import make_specs, with_seeds
+from trainer.jobs.shards import make_specs, plan_specs, with_seeds
+from trainer.recipes.plan import read_plan
 from trainer.run.execution import Execution, Interval
 from trainer.run.spec import RunSpec
 
 
 def runs_asked_for(
     *,
-    shards: str,
+    shards: str | None,
+    plan_file: Path | None,
     data: Path | None,
     recipe: str | None,
+    model: str | None,
     settings: tuple[str, ...],
     name: str | None,
     runs: Path | None,
@@ -38,20 +42,19 @@ def runs_asked_for(
         compile_network=compile_network,
         tensorboard=tensorboard,
     )
-    numbers = parse_shards(shards, prepared.manifest.preparation.splits)
+    if model is not None:
+        settings = (f"model={model}", *settings)
+    common: dict[str, Any] = {"init": init, "init_shard": init_shard, "execution": execution}
+    root, splits = runs_root(runs), prepared.manifest.preparation.splits
+    numbers = None if shards is None else parse_shards(shards, splits)
 
     def specs_of(changes: tuple[str, ...], folder: str | None) -> list[RunSpec]:
-        return make_specs(
-            prepared,
-            numbers,
-            recipe,
-            changes,
-            runs_root(runs),
-            name=folder,
-            init=init,
-            init_shard=init_shard,
-            execution=execution,
-        )
+        if plan_file is not None:
+            planned = read_plan(plan_file)
+            return plan_specs(prepared, planned, numbers, changes, root, name=folder, **common)
+        if numbers is None:
+            raise ConfigError("name the shards to train: --shard all, or --plan FILE")
+        return make_specs(prepared, numbers, recipe, changes, root, name=folder, **common)
 
     specs = specs_of(settings, name)
     if seeds > 1:

@@ -7,7 +7,6 @@ collective for ever. They share the launcher's process group, and die with it (t
 import os
 import shlex
 import signal
-import site
 import socket
 import subprocess
 import sys
@@ -27,6 +26,8 @@ STOP_GRACE = 60.0  # seconds to write a checkpoint and end, when asked to
 INTERRUPT_DELAY = 1.0
 STOPPED = StoppedError.exit_status
 INTERRUPTED = 130
+# Run as a file, it finds this very code whatever PYTHONPATH and the working directory hold
+PROGRAM = Path(__file__).parents[2] / "spectral_shards.py"
 _TETHER = Path(__file__).with_name("tether.py")
 
 
@@ -62,7 +63,7 @@ class Launched:
         tethered = [sys.executable, "-I", "-S", str(_TETHER), str(os.getpid()), *command]
         port = free_port() if slot.processes > 1 else 0
         try:
-            for path, env in zip(self._stderr, environments(slot, _base(), port), strict=True):
+            for path, env in zip(self._stderr, environments(slot, os.environ, port), strict=True):
                 self._processes.append(_start(tethered, env, path))
         except BaseException:
             self.kill()
@@ -160,16 +161,6 @@ def _start(command: list[str], env: dict[str, str], log: Path) -> subprocess.Pop
         return subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=file
         )
-
-
-def _base() -> dict[str, str]:
-    """Our environment, in which the children find this very code wherever they start."""
-    root = str(Path(__file__).parents[2])
-    env = dict(os.environ)
-    # not where it is installed: that folder must not come before the standard library
-    if root not in (*site.getsitepackages(), site.getusersitepackages()):
-        env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
-    return env
 
 
 def free_port() -> int:

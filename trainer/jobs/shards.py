@@ -8,21 +8,25 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.catalogue import catalogue
-from pipeline.cpus import usable_cores
 from pipeline.errors import ConfigError
 from pipeline.format.beton import digest
-from trainer.data.selection import Prepared
+from pipeline.limits import usable_cores
+from trainer.data.selection import Prepared, parse_shards
+from trainer.jobs.launch import PROGRAM
 from trainer.jobs.queue import Entry, Job, Queue
 from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.jobs.watch import watch
+from trainer.models import others
 from trainer.process.mps import shared_gpus
 from trainer.recipes.cookbook import resolve
+from trainer.recipes.plan import TrainingPlan
 from trainer.record.rundir import RunDir, folder, group_directory
 from trainer.reports.report import figures, spread
 from trainer.run import setup
 from trainer.run.carry_out import carry_out, first_weights
 from trainer.run.execution import Execution
 from trainer.run.fit import ProgressBar
+from trainer.run.network import check_network
 from trainer.run.spec import NAME, RunSpec
 
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
@@ -53,6 +57,9 @@ def make_specs(
     """
     found = resolve(recipe_name or default_recipe(data), settings)
     setup.check(found.recipe, data)
+    code = others.home(found.recipe.model)
+    for count in {len(planes) for planes in shards}:
+        check_network(found.recipe, data.manifest, count, code)
     if name is not None and (not name or "/" in name or name.startswith(".")):
         raise ConfigError(f"--name {name}: it names a folder, so no '/' or leading '.'")
     label = found.label
@@ -78,8 +85,42 @@ def make_specs(
                 init=init if before is None else None,
                 init_run=before,
                 after=() if before is None else (before,),
+                code=code,
             )
         )
+    return specs
+
+
+def plan_specs(
+    data: Prepared,
+    plan: TrainingPlan,
+    wanted: Sequence[tuple[int, ...]] | None,
+    settings: tuple[str, ...],
+    runs: Path,
+    *,
+    name: str | None,
+    init: Path | None,
+    init_shard: int | None,
+    execution: Execution,
+) -> list[RunSpec]:
+    """The runs of a plan, or the wanted ones of them, in its order; each starts from the weights
+    that the plan says. `settings` come on top of the plan's.
+    """
+    if init_shard is not None:
+        raise ConfigError("--init-shard: the plan says what each run starts from")
+    splits, specs = data.manifest.preparation.splits, []
+    for run in plan.runs:
+        planes = parse_shards(run.shard, splits)
+        after = None if run.after is None else int(run.after)
+        if wanted is not None and planes[0] not in wanted:
+            continue
+        changes = (*plan.settings, f"epochs={run.epochs}", *settings)
+        specs += make_specs(
+            data, planes, plan.recipe, changes, runs, name=name or plan.name,
+            init=init if after is None else None, init_shard=after, execution=execution,
+        )  # fmt: skip
+    if not specs:
+        raise ConfigError(f"the plan has none of these shards: {', '.join(map(str, wanted or ()))}")
     return specs
 
 
@@ -135,7 +176,7 @@ def _queued(specs: list[RunSpec], data: Prepared, wanted: Wanted) -> Iterator[st
 
 
 def _job(spec: RunSpec, shard: str) -> Job:
-    worker = (sys.executable, "-P", "-m", "trainer.run.worker", str(spec.directory / NAME))
+    worker = (sys.executable, "-P", str(PROGRAM), "worker", str(spec.directory / NAME))
     return Job(
         shard=shard,
         directory=spec.directory,

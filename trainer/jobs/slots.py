@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.cpus import threads_asked_for
 from pipeline.errors import ConfigError
+from pipeline.limits import threads_asked_for
 
 SHARING = "SPECTRAL_JOBS_PER_DEVICE"  # how many jobs share a device's memory
 

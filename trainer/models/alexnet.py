@@ -8,11 +8,10 @@ it. Both are our choice. MiB for 1000 classes, beside source 001's, which no pub
 
 from typing import cast
 
-import torchvision
 from torch import nn
 
 from trainer.models import checks
-from trainer.models.blocks import SMALL_INPUT
+from trainer.models.blocks import SMALL_INPUT, pool_to
 
 _SMALLEST = 29  # px; a stride of 2, then three pools of 3 px at stride 2
 _LARGEST_MAP = 6  # px; torchvision's pool in front of the linear layers
@@ -20,6 +19,8 @@ _LARGEST_MAP = 6  # px; torchvision's pool in front of the linear layers
 
 def build(*, classes: int, channels: int, size: int, dropout: float = 0.5) -> nn.Module:
     """Five convolutions, three linear layers, with `dropout` before the first two of these."""
+    import torchvision  # takes seconds
+
     checks.smallest(size, _SMALLEST)
     checks.share(dropout=dropout)
     network = torchvision.models.AlexNet(num_classes=classes, dropout=dropout)
@@ -31,7 +32,7 @@ def build(*, classes: int, channels: int, size: int, dropout: float = 0.5) -> nn
         side = (size - 7) // 4 + 1
     for _ in range(3):
         side = (side - 3) // 2 + 1
+    network.avgpool = pool_to(_LARGEST_MAP, side)
     side = min(side, _LARGEST_MAP)
-    network.avgpool = nn.AdaptiveAvgPool2d(side)
     network.classifier[1] = nn.Linear(256 * side * side, 4096)
     return cast(nn.Module, network)

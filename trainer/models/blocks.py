@@ -24,7 +24,9 @@ def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class BasicBlock(nn.Module):
-    """relu(x' + bn(conv(relu(bn(conv(x)))))), x' = x or its projection; 3×3 convolutions."""
+    """relu(x' + bn(conv(relu(bn(conv(x)))))), x' = x or its projection; 3×3 convolutions. `drop`
+    may leave out the branch of some images.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -33,17 +35,20 @@ class BasicBlock(nn.Module):
         self.conv2 = conv(outputs, outputs, 3)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = projection(inputs, outputs, stride)
+        self.drop: nn.Module = nn.Identity()
+        self.downsample = projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) → (B, outputs, h/stride, w/stride)."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return cast(Tensor, self.relu(y + self.shortcut(x)))
+        return cast(Tensor, self.relu(self.drop(y) + self.downsample(x)))
 
 
 class Bottleneck(nn.Module):
     """The same of three convolutions, 1×1 to `inner` channels, 3×3 in `groups`, 1×1 back."""
+
+    expansion = 4  # the usual channels of a stage over the inner ones of its first
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, *, inner: int, groups: int = 1
@@ -56,14 +61,15 @@ class Bottleneck(nn.Module):
         self.conv3 = conv(inner, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.shortcut = projection(inputs, outputs, stride)
+        self.drop: nn.Module = nn.Identity()
+        self.downsample = projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, h, w) → (B, outputs, h/stride, w/stride)."""
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.bn3(self.conv3(y))
-        return cast(Tensor, self.relu(y + self.shortcut(x)))
+        return cast(Tensor, self.relu(self.drop(y) + self.downsample(x)))
 
 
 class Place(NamedTuple):
@@ -98,6 +104,13 @@ def stem(channels: int, width: int, size: int) -> list[nn.Module]:
 def bn_relu(channels: int) -> list[nn.Module]:
     """What comes before a convolution where activation is pre-activation."""
     return [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+
+
+def pool_to(most: int, side: int) -> nn.Module:
+    """What leaves at most `most`² of a map of `side`² pixels in front of linear layers. A pool that
+    would do nothing is not there: on a GPU its gradients are not the same bits each time.
+    """
+    return nn.Identity() if side <= most else nn.AdaptiveAvgPool2d(most)
 
 
 def head(inputs: int, classes: int) -> list[nn.Module]:

@@ -9,7 +9,6 @@ up to 64 px with the small stem; there no max-pool either.
 from typing import cast
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from trainer.models import checks
@@ -62,6 +61,8 @@ def build_imagenet(
     depth: int, *, classes: int, channels: int, size: int, dropout: float = 0.0
 ) -> nn.Module:
     """torchvision's, which halves the map three times after the stem."""
+    import torchvision  # takes seconds
+
     checks.one_of(depth, tuple(_IMAGENET))
     checks.share(dropout=dropout)
     checks.smallest(size, 8)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from trainer.models import checks
 from trainer.models.blocks import bn_relu, conv, fan_out, head, places, stem
 from trainer.models.preact import PreactBlock, Unit
-from trainer.models.resnet_imagenet import BLOCKS
+from trainer.models.resnet import BLOCKS
 
 _IMAGENET = {**BLOCKS, 200: (3, 24, 36, 3)}
 _STEM = {3: 16, 4: 64}  # channels, by the number of stages

@@ -17,7 +17,7 @@ from torch import nn
 from trainer.models import checks
 from trainer.models.blocks import bn_relu, conv, fan_out, head, places, stem
 from trainer.models.preact import PreactBlock, Unit, preact_projection
-from trainer.models.resnet_imagenet import BLOCKS, DEPTHS
+from trainer.models.resnet import BLOCKS, DEPTHS
 
 
 def build(

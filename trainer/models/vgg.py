@@ -9,11 +9,10 @@ BN 54,479,912), 1 at 56 (143.79 MiB; source 001 says 128.05, which no published 
 from typing import cast
 
 import torch
-import torchvision
 from torch import nn
 
 from trainer.models import checks
-from trainer.models.blocks import fan_out, head
+from trainer.models.blocks import fan_out, head, pool_to
 
 _SMALLEST = 32  # px; five pools
 _LARGEST_MAP = 7  # px; torchvision's pool in front of the linear layers
@@ -29,6 +28,8 @@ def build(
     dropout: float = 0.5,
 ) -> nn.Module:
     """Sixteen layers, three of them linear, with `dropout` after the first two of these."""
+    import torchvision  # takes seconds
+
     checks.smallest(size, _SMALLEST)
     checks.share(dropout=dropout)
     name = "vgg16_bn" if batch_norm else "vgg16"
@@ -37,7 +38,7 @@ def build(
         network = torchvision.models.get_model(name, num_classes=classes, dropout=dropout)
         network.features[0] = nn.Conv2d(channels, 64, 3, padding=1)
         network.classifier[0] = nn.Linear(512 * side * side, _HIDDEN)
-    network.avgpool = nn.AdaptiveAvgPool2d(side)
+    network.avgpool = pool_to(_LARGEST_MAP, size // _SMALLEST)
     network.to_empty(device=torch.get_default_device())
     return cast(nn.Module, network.apply(_first_weights))
 

@@ -1,16 +1,14 @@
 """What this machine trains on: its device, number format, threads and free memory."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.cpus import threads_asked_for, usable_cores
+from pipeline.limits import free_bytes, threads_asked_for, usable_cores
 
-_CGROUP = Path("/sys/fs/cgroup")
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16, "half": torch.float16}
 
 
@@ -71,24 +69,4 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // jobs
     jobs *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(_available(), _cgroup_left()) // jobs
-
-
-def _available() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-def _cgroup_left() -> int:
-    """What a container's limit leaves, page cache not counted."""
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        if limit == "max":
-            return 2**62
-        used = int((_CGROUP / "memory.current").read_text())
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        return int(limit) - used + int(stat.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return 2**62
+    return free_bytes() // jobs

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from pipeline.errors import ConfigError
 from trainer.process.stop import ends_at_once
 
 _SET_PDEATHSIG, _GET_PDEATHSIG = 1, 2  # of prctl(2)
+_LONG = timedelta(days=2)
 GROUP = 4  # neighbours in a batch stay in one process: they may be mixed with each other
 
 
@@ -65,6 +67,15 @@ class World:
     def wait(self) -> None:
         """Until all processes have come here."""
         self.highest(0)
+
+    def wait_long(self) -> None:
+        """The same where one process may work alone for long: other collectives give up after 10
+        minutes (NCCL) or 30 (gloo), as if a process were lost. One that is takes the others along.
+        """
+        if self.size > 1:
+            group = dist.new_group(backend="gloo", timeout=_LONG)
+            dist.barrier(group)  # type: ignore[arg-type]
+            dist.destroy_process_group(group)
 
 
 def launched() -> bool:

@@ -1,4 +1,4 @@
-"""Words in, the recipes that come with the tool as a table out; a name in, its values out.
+"""Lists the recipes that come with the tool, and shows all values of one.
 
 Nothing here loads torch: lists and tables answer at once.
 """
@@ -9,9 +9,11 @@ from textwrap import wrap
 from typing import Any
 
 from pipeline.errors import ConfigError
+from trainer import console
 from trainer.recipes.cookbook import about, flat, names, resolve
 from trainer.recipes.recipe import Recipe
 
+_FIGURES = ("lasts", "batch", "rate")
 _COLUMNS = ("recipe", "network", "lasts", "batch", "optimiser", "rate", "schedule")
 _WIDTH = 98  # characters of a line of what is said of one recipe
 Row = tuple[str, ...]
@@ -28,9 +30,8 @@ def chosen(words: tuple[str, ...]) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """For people; names stand to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    return "\n".join(_line(row, widths) for row in (_COLUMNS, *rows))
+    """For people."""
+    return "\n".join(console.table(_COLUMNS, rows, _FIGURES))
 
 
 def values(name: str) -> dict[str, dict[str, Any]]:
@@ -62,11 +63,3 @@ def _cells(recipe: Recipe) -> Row:
         f"{optimizer.lr:g}",
         recipe.schedule.name,
     )
-
-
-def _line(row: Row, widths: list[int]) -> str:
-    cells = [
-        cell.rjust(width) if column in ("lasts", "batch", "rate") else cell.ljust(width)
-        for column, cell, width in zip(_COLUMNS, row, widths, strict=True)
-    ]
-    return "  ".join(cells).rstrip()

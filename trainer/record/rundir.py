@@ -107,15 +107,22 @@ class RunDir:
         return result
 
     def start(
-        self, recipe: Recipe, data: Prepared, planes: tuple[int, ...], weights: Path | None
+        self,
+        recipe: Recipe,
+        data: Prepared,
+        planes: tuple[int, ...],
+        weights: Path | None,
+        source: Path | None = None,
     ) -> None:
         """Write down what it is made from, once it is sure that it can be.
 
-        `weights`: the file that the network starts from, if not from random ones.
+        `weights`: the file that the network starts from, if not from random ones; `source`: the
+        user's own Python file that builds it, if there is one.
         """
         if not (self.path / manifest.NAME).exists():
             data.manifest.save(self.path)
-        write_json(self.path / "origin.json", _origin(data, planes, weights))
+        origin = _origin(data, planes, weights) | {"source": source and digest(source)}
+        write_json(self.path / "origin.json", origin)
         (self.path / "recipe.toml").write_text(recipe.toml())
         write_json(self.path / "versions.json", versions())
 
@@ -144,6 +151,12 @@ class RunDir:
                     f"{file} is not what was prepared: copy it again from where it is whole, see "
                     "`spectral verify`"
                 )
+
+    def check_source(self, source: Path | None) -> None:
+        """Say it if the user's own file that builds the network is not what it was."""
+        recorded = (_read_json(self.path / "origin.json") or {}).get("source")
+        if source is not None and recorded not in (None, digest(source)):
+            log.warning("%s: %s has changed since the run was started", self.path, source)
 
     def check_same(self, recipe: Recipe | None, data: Manifest) -> None:
         """Refuse it if what is there was made with another recipe or other data."""

@@ -9,10 +9,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, describe
+from trainer import console
 from trainer.record.rundir import shard_of
 from trainer.record.runlog import NAME, Status, status
 from trainer.record.status import ACTIVE, is_active, read
@@ -166,7 +168,7 @@ _COLUMNS = (
     *("shard", "state", "job", "node", "epoch", "step", "calib", "val", "images/s"),
     *("time", "left", "last row"),
 )
-_TEXTS = ("state", "job", "node")
+_FIGURES = [column for column in _COLUMNS if column not in ("state", "job", "node")]
 
 
 def table(runs: list[Run], root: Path) -> str:
@@ -175,19 +177,15 @@ def table(runs: list[Run], root: Path) -> str:
     """
     if not runs:
         return f"no such runs in {root}"
-    rows = [_cells(run) for run in runs]
-    shown = [i for i in range(len(_COLUMNS)) if any(row[i] != "–" for row in rows)]
-    rows = [tuple(row[i] for i in shown) for row in rows]
-    columns = tuple(_COLUMNS[i] for i in shown)
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    cells = {run.directory: _cells(run) for run in runs}
+    shown = [i for i in range(len(_COLUMNS)) if any(row[i] != "–" for row in cells.values())]
+    columns = [_COLUMNS[i] for i in shown]
     lines: list[str] = []
-    group = None
-    for run, row in zip(runs, rows, strict=True):
-        if run.directory.parent != group:
-            group = run.directory.parent
-            lines += [*[""] * bool(lines), f"{run.dataset}/{run.folder}, {run.recipe}"]
-            lines.append(_line(columns, columns, widths))
-        lines.append(_line(row, columns, widths))
+    for _, group in groupby(runs, lambda run: run.directory.parent):
+        first, *more = group
+        lines += [*[""] * bool(lines), f"{first.dataset}/{first.folder}, {first.recipe}"]
+        rows = [tuple(cells[run.directory][i] for i in shown) for run in (first, *more)]
+        lines += [f"  {line}" for line in console.table(columns, rows, _FIGURES)]
     return "\n".join([*lines, *_errors(runs), totals(runs)])
 
 
@@ -210,14 +208,6 @@ def _errors(runs: list[Run]) -> Iterator[str]:
         if run.error and run.state in ("failed", "held"):
             said = f"failed: {run.error}" if run.state == "failed" else f"is {run.error}"
             yield f"{run.directory} {said}"
-
-
-def _line(cells: tuple[str, ...], columns: tuple[str, ...], widths: list[int]) -> str:
-    """Some columns are text, the others figures."""
-    return "  " + "  ".join(
-        cell.ljust(width) if column in _TEXTS else cell.rjust(width)
-        for cell, column, width in zip(cells, columns, widths, strict=True)
-    )
 
 
 def _cells(run: Run) -> tuple[str, ...]:

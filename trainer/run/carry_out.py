@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError, StoppedError, describe
 from pipeline.format import manifest
 from trainer.data.loader import check_samples
 from trainer.data.selection import Prepared
+from trainer.models import others
 from trainer.process.device import make_deterministic, pick_device
 from trainer.process.stop import StopRequest, stop_requests
 from trainer.process.world import World, joined
@@ -49,9 +50,11 @@ def carry_out(spec: RunSpec, progress_bar: ProgressBar) -> str:
             if world.leads:
                 for line in remarks(recipe, context.plan):
                     log.warning("%s: %s", context.name, line)
-                run.start(recipe, data, spec.planes, weights)
+                source = others.source(recipe.model, spec.code)
+                run.check_source(source)
+                run.start(recipe, data, spec.planes, weights, source)
                 spec.save()
-            world.wait()
+            world.wait_long()  # the first one may have read all files of the shard
             result = _train(context, stop, progress_bar, status)
             if world.leads:
                 run.finish(result)

@@ -51,7 +51,7 @@ class RunContext:
         recipe = spec.recipe
         plan = make_plan(recipe, data, world)
         normaliser = Normaliser(data.manifest, spec.planes).to(world.device)
-        network = build_network(recipe, data.manifest, len(spec.planes))
+        network = build_network(recipe, data.manifest, len(spec.planes), spec.code)
         if weights is not None:
             pretrained.start_from(network, weights)
         return cls(

@@ -107,7 +107,7 @@ def evaluate(predictor: Predictor, feed: Feed, world: World, stop: StopRequest) 
     for values, labels in feed.batches(own):
         if stop and world.size == 1:
             return None
-        sums += _sums(_answers(predictor, values, feed.batch_size), labels)
+        sums += _sums(padded_answers(predictor, values, feed.batch_size), labels)
     return _means(world.sum(sums))
 
 
@@ -116,14 +116,14 @@ def predict_split(predictor: Predictor, feed: Feed) -> tuple[Tensor, Tensor]:
     """Logits (n, classes) float32 and labels (n,), on the CPU, in the order of the shard."""
     logits, labels = [], []
     for values, truth in feed.batches(np.arange(feed.samples)):
-        logits.append(_answers(predictor, values, feed.batch_size).cpu())
+        logits.append(padded_answers(predictor, values, feed.batch_size).cpu())
         labels.append(truth.cpu().clone())
     return torch.cat(logits), torch.cat(labels)
 
 
-def _answers(predictor: Predictor, values: Tensor, batch_size: int) -> Tensor:
-    """Of a last partial batch too, which a GPU gets filled up: cuDNN looks for the fastest kernels
-    anew for each shape.
+def padded_answers(predictor: Predictor, values: Tensor, batch_size: int) -> Tensor:
+    """Logits of a last partial batch too, which a GPU gets filled up: cuDNN looks for the fastest
+    kernels anew for each shape.
     """
     count = len(values)
     if values.is_cuda and count < batch_size:

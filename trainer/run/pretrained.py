@@ -1,10 +1,12 @@
-"""A file of weights in; a network that starts from them out, with what had to be refitted.
+"""Starts a network from a file of weights, and says what of them had to be refitted.
 
 Takes the weights of a run, and state dicts as torchvision and timm publish them. The first
-convolution and the last linear layer may have other shapes there, all else has to fit.
+convolution and the last linear layer may have other shapes there, all else has to fit; what timm
+converts itself for one of its networks, such as tables of positions of another size, it does.
 """
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,16 @@ def start_from(network: nn.Module, path: Path) -> None:
     for name in own:
         if name.endswith("num_batches_tracked"):  # not in older files, and without effect here
             found.setdefault(name, own[name])
-    stem, head = _ends(network)
-    for name in (f"{head}.weight", f"{head}.bias"):
+    found = _converted_by_timm(path, found, network)
+    stems, heads = _ends(network)
+    for name in (f"{head}.{part}" for head in heads for part in ("weight", "bias")):
         if name in own and (name not in found or found[name].shape != own[name].shape):
             log.info("%s: %s starts anew, %s", path, name, _shapes(found.get(name), own[name]))
             found[name] = own[name]
-    kernel = f"{stem}.weight"
-    if kernel in found and found[kernel].ndim == 4 and found[kernel].shape != own[kernel].shape:
-        log.info("%s: %s is refitted, %s", path, kernel, _shapes(found[kernel], own[kernel]))
-        found[kernel] = refit_kernel(found[kernel], own[kernel].shape)
+    for kernel in (f"{stem}.weight" for stem in stems):
+        if kernel in found and found[kernel].ndim == 4 and found[kernel].shape != own[kernel].shape:
+            log.info("%s: %s is refitted, %s", path, kernel, _shapes(found[kernel], own[kernel]))
+            found[kernel] = refit_kernel(found[kernel], own[kernel].shape)
     _check(path, found, own)
     network.load_state_dict({name: found[name] for name in own})
 
@@ -98,12 +101,37 @@ def _content(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _ends(network: nn.Module) -> tuple[str, str]:
-    """Names of the first convolution and of the last linear layer."""
+def _converted_by_timm(
+    path: Path, found: dict[str, Tensor], network: nn.Module
+) -> dict[str, Tensor]:
+    """As timm itself does when it loads weights into this network, if it is one of timm's."""
+    module = sys.modules[type(network).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if not module.__name__.startswith("timm.") or convert is None:
+        return found
+    try:
+        return dict(convert(found, network))
+    except Exception as error:  # of a file of another network
+        raise ConfigError(
+            f"--init {path} does not fit this recipe's network: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _ends(network: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the first convolutions and of the last linear layers: what timm says of its own
+    networks, else the first and the last one that there is.
+    """
+    said = getattr(network, "pretrained_cfg", None)
+    said = said if isinstance(said, dict) else {}
     modules = dict(network.named_modules())
     stems = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
     heads = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-    return (stems or [""])[0], (heads or [""])[-1]
+    return _names(said.get("first_conv")) or stems[:1], _names(said.get("classifier")) or heads[-1:]
+
+
+def _names(said: object) -> list[str]:
+    """One name, several, or none."""
+    return [said] if isinstance(said, str) else [*said] if isinstance(said, list | tuple) else []
 
 
 def _check(path: Path, found: dict[str, Tensor], own: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from trainer.recipes.recipe import Recipe, build
 from trainer.run.execution import Execution, Interval
 
 NAME = "spec.json"
-_PATHS = ("data", "directory", "init", "init_run")
+_PATHS = ("data", "directory", "init", "init_run", "code")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class RunSpec:
 
     data: the prepared directory. planes: the planes that the network sees, stacked as channels.
     init: a file of weights to start from; init_run: or the run whose best weights to start from.
-    after: directories of runs that have to be finished before. All paths are absolute.
+    after: directories of runs that have to be finished before. code: the folder with the module of
+    a network of the user's own. All paths are absolute.
     """
 
     data: Path
@@ -34,6 +35,7 @@ class RunSpec:
     init: Path | None = None
     init_run: Path | None = None
     after: tuple[Path, ...] = ()
+    code: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.planes or sorted({*self.planes}) != [*self.planes] or self.planes[0] < 0:

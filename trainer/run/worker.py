@@ -1,18 +1,16 @@
-"""The process that trains one run: `python -m trainer.run.worker SPEC`, alone or by torchrun."""
+"""The process that trains one run: `spectral worker SPEC`, alone or by torchrun."""
 
 from pathlib import Path
 
 import click
 
 from pipeline.console import PATH, PlainCommand, progress_display
-from trainer.console import show_log
 
 
-@click.command(cls=PlainCommand)
+@click.command(cls=PlainCommand, hidden=True)
 @click.argument("spec", type=PATH)
-def main(spec: Path) -> None:
+def worker(spec: Path) -> None:
     """Train the run that the file SPEC describes, or go on with it."""
-    show_log(verbose=False)
     from trainer.process.stop import leave_when_asked
 
     leave_when_asked()  # before torch is loaded, which takes seconds
@@ -21,7 +19,3 @@ def main(spec: Path) -> None:
 
     if line := carry_out(RunSpec.load(spec), progress_display(False)):
         click.echo(line)
-
-
-if __name__ == "__main__":
-    main()

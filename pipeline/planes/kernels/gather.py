@@ -1,70 +1,47 @@
 """The phases of an image, rotated in colour: uint8 in, exact int16 out."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.jit import kernel
 
-Bytes = NDArray[np.uint8]
+Pixels = NDArray[Any]  # uint32: red, green, blue and a byte that is not looked at; or grey, int8
 Values = NDArray[np.int16]
 
 
 @kernel
 def gather(
-    image: Bytes, columns: tuple[int, ...], block: bool, rows: Values, values: Values
+    image: Pixels, columns: tuple[int, ...], block: bool, phases: Pixels, values: Values
 ) -> None:
-    """Fill the first p² rows of `values`, (channels, …, h·w), with the phases of `image`.
+    """Fill the first p² rows of `values`, (channels, …, h·w or more), with the phases of `image`.
 
-    image: (H, W, channels). columns: 0 … p−1 as a tuple, so that p is known when
-    this is compiled: it is the stride of the loop that costs most. `block`: contiguous
-    blocks in place of phases. rows: (channels, p, h·W), scratch: rows of the image that
-    hold the same phases lie end to end there, so that `spread` runs over long ones.
+    image: (H, W). columns: 0 … p−1 as a tuple, so that p is known when this is compiled: it is the
+    stride of the loop that costs most. `block`: contiguous blocks in place of phases. phases:
+    (p, h·w), scratch: the pixels of p phases, end to end, so that what follows runs over long rows.
     """
     p = len(columns)
-    h, width = image.shape[0] // p, image.shape[1]
+    h, w = image.shape[0] // p, image.shape[1] // p
+    size = h * w
     for r in range(p):
         for y in range(h):
-            pixels = image[r * h + y if block else y * p + r]
-            start, end = y * width, (y + 1) * width
-            if rows.shape[0] == 1:
-                centre(pixels, rows[0, r, start:end])
-            else:
-                rotate(pixels, rows[0, r, start:end], rows[1, r, start:end], rows[2, r, start:end])
-    for c in range(values.shape[0]):
-        for r in range(p):
-            out = values[c, r * p : r * p + p]
+            out = phases[:, y * w : (y + 1) * w]
             if block:
-                cut(rows[c, r], out, width // p)
+                cut(image[r * h + y], out)
             else:
-                spread(rows[c, r], columns, out)
+                spread(image[y * p + r], columns, out)
+        for c in range(p):
+            n = r * p + c
+            if values.shape[0] == 1:
+                centre(phases[c], values[0, n, :size])
+            else:
+                rotate(phases[c], values[0, n, :size], values[1, n, :size], values[2, n, :size])
 
 
 @kernel
-def centre(grey: Bytes, out: Values) -> None:
-    """Doubled and centred on mid grey: 2x−255. grey: (W, 1), out: (W,)."""
-    values = grey.reshape(-1)
-    for x in range(out.size):
-        out[x] = np.int16(2 * np.int32(values[x]) - 255)
-
-
-@kernel
-def rotate(rgb: Bytes, first: Values, second: Values, third: Values) -> None:
-    """Doubled and centred on mid grey: 2R+2G+2B−765, 2R−2B, 2R−4G+2B.
-
-    rgb: (W, 3); first, second, third: (W,), contiguous, or this takes twice as long.
-    """
-    flat = rgb.reshape(-1)
-    for x in range(first.size):
-        red, green = np.int32(flat[3 * x]), np.int32(flat[3 * x + 1])
-        blue = np.int32(flat[3 * x + 2])
-        first[x] = np.int16(2 * (red + green + blue) - 765)
-        second[x] = np.int16(2 * (red - blue))
-        third[x] = np.int16(2 * (red - 2 * green + blue))
-
-
-@kernel
-def spread(row: Values, columns: tuple[int, ...], out: Values) -> None:
-    """out[c, x] = row[x·p + c]. row: (p·J,), out: (p, J), both contiguous."""
+def spread(row: Pixels, columns: tuple[int, ...], out: Pixels) -> None:
+    """out[c, x] = row[x·p + c]. row: (p·w,), out: (p, w)."""
     p = len(columns)
     for x in range(out.shape[1]):
         for c in range(p):
@@ -72,10 +49,33 @@ def spread(row: Values, columns: tuple[int, ...], out: Values) -> None:
 
 
 @kernel
-def cut(row: Values, out: Values, w: int) -> None:
-    """Stretches of `w` to out[0] … out[p − 1] in turn. row: (p·J,), out: (p, J)."""
-    p = out.shape[0]
-    for i in range(out.shape[1] // w):
-        for c in range(p):
-            start = (i * p + c) * w
-            out[c, i * w : (i + 1) * w] = row[start : start + w]
+def cut(row: Pixels, out: Pixels) -> None:
+    """Stretches of w to out[0] … out[p − 1] in turn. row: (p·w,), out: (p, w)."""
+    w = out.shape[1]
+    for c in range(out.shape[0]):
+        out[c] = row[c * w : (c + 1) * w]
+
+
+@kernel
+def centre(grey: Pixels, out: Values) -> None:
+    """Doubled and centred on mid grey: 2x−255. grey: (J,), out: (J,)."""
+    for x in range(out.size):
+        out[x] = np.int16(2 * np.int16(np.uint8(grey[x])) - 255)
+
+
+@kernel
+def rotate(colour: Pixels, first: Values, second: Values, third: Values) -> None:
+    """Doubled and centred on mid grey: 2R+2G+2B−765, 2R−2B, 2R−4G+2B.
+
+    colour, first, second, third: (J,). In 16 bits at each step, or half as many fit a register.
+    """
+    byte, two = np.uint32(255), np.int16(2)
+    for x in range(first.size):
+        pixel = colour[x]
+        red = np.int16(pixel & byte)
+        green = np.int16((pixel >> np.uint32(8)) & byte)
+        blue = np.int16((pixel >> np.uint32(16)) & byte)
+        purple = np.int16(red + blue)
+        first[x] = np.int16(np.int16(np.int16(purple + green) * two) - np.int16(765))
+        second[x] = np.int16(np.int16(red - blue) * two)
+        third[x] = np.int16(np.int16(purple - np.int16(green * two)) * two)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.containers.labelled import Arrays, Labelled
 from pipeline.sources.containers.pickles import load_pickle, text
 from pipeline.sources.containers.tar import contents
@@ -78,7 +78,7 @@ def load(variant: Variant, path: Path) -> Arrays:
     order = (*variant.train, variant.test)
     there = found.keys() | ({variant.names} if names else set())
     if missing := sorted({*order, variant.names} - there):
-        raise SourceError(f"{path} lacks {some(missing)} of CIFAR-{variant.classes}")
+        raise SourceError(f"{path} lacks {first_few(missing)} of CIFAR-{variant.classes}")
     paths = [path / name for name in (*order, variant.names)] if path.is_dir() else [path]
     return Arrays({name: found[name] for name in order}, names, paths)
 
@@ -154,5 +154,5 @@ def _numbers(values: Any, where: str) -> list[int]:
 
 def _entry(content: dict[str, Any], key: str, where: str) -> Any:
     if key not in content:
-        raise SourceError(f"{where} has {some(sorted(content))}, expected also {key}")
+        raise SourceError(f"{where} has {first_few(sorted(content))}, expected also {key}")
     return content[key]

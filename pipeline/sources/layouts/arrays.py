@@ -3,7 +3,7 @@
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.containers import idx
 from pipeline.sources.containers.array import load
 from pipeline.sources.containers.cifar import BINARY, PYTHON, VARIANTS, Variant
@@ -49,7 +49,7 @@ class _Cifar(Source):
         """Labels are the official numbers (fine ones of CIFAR-100), classes their names."""
         found = _cifars(self.root)
         if len({variant.classes for variant, _ in found}) > 1:
-            paths = some([str(path) for _, path in found])
+            paths = first_few([str(path) for _, path in found])
             raise SourceError(f"{self.root} holds CIFAR-10 and CIFAR-100: name one of {paths}")
         variant, path = next(pair for pair in found if pair[0] in self.variants)
         if self.root.is_dir():

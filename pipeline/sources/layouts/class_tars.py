@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.classes import FILES, class_names
 from pipeline.sources.containers.tar import (
     Stream,
@@ -98,4 +98,4 @@ def scan_inner_tars(stream: Stream, path: Path, scan: Scan, file: int) -> set[st
 
 def _warn_left_out(where: str, names: list[str]) -> None:
     if names:
-        log.warning("%s: left out, as they are no <class>.tar: %s", where, some(names))
+        log.warning("%s: left out, as they are no <class>.tar: %s", where, first_few(names))

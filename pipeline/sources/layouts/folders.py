@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.classes import class_names, refuse_unknown
 from pipeline.sources.containers.folder import image_files
 from pipeline.sources.find import subfolders
@@ -63,8 +63,8 @@ def _refuse_level_above(folder: Path, classes: list[str]) -> None:
     if len(classes) == 1 and entries and all(entry.is_dir() for entry in entries):
         raise SourceError(
             f"{folder} has one class, {inner.name}, of folders alone: "
-            f"{some(sorted(entry.name for entry in entries))}. If those are the classes or splits, "
-            f"use --source {inner}"
+            f"{first_few(sorted(entry.name for entry in entries))}. If those are the classes or "
+            f"splits, use --source {inner}"
         )
 
 
@@ -86,7 +86,7 @@ def class_folder_names(folder: Path, junk: Counter[str] | None = None) -> list[s
         raise SourceError(f"{folder} has no class folders; {ClassFolders.accepts}{flat}")
     if files := sorted(e.name for e in entries if not e.is_dir()):
         raise SourceError(
-            f"{folder} has files beside its class folders: {some(files)}; "
+            f"{folder} has files beside its class folders: {first_few(files)}; "
             "each image belongs into the folder of its class, move the rest away"
         )
     return names
@@ -102,7 +102,7 @@ def check_beside(tree: Path) -> None:
     """Nothing else may lie beside train and val: it would be left out in silence."""
     names = {folder.name for folder in subfolders(tree)}
     if stray := sorted(names - {"train", "val", "test"}):
-        raise SourceError(f"{tree} has {some(stray)} beside train and val: move them away")
+        raise SourceError(f"{tree} has {first_few(stray)} beside train and val: move them away")
     if (tree / "test").is_dir():
         log.warning("%s has no labels: left out", tree / "test")
 
@@ -121,9 +121,9 @@ def add_flat(
         if other != name:
             raise SourceError(f"{folder} has {other} and {name}, one image in {said}: remove one")
     if unsaid := sorted(images.keys() - class_of.keys()):
-        raise SourceError(f"{said} does not say the class of {some(unsaid)} in {folder}")
+        raise SourceError(f"{said} does not say the class of {first_few(unsaid)} in {folder}")
     if missing := sorted(class_of.keys() - images.keys()):
-        raise SourceError(f"{folder} lacks {some(missing)}, which {said} names")
+        raise SourceError(f"{folder} lacks {first_few(missing)}, which {said} names")
     for stem, name in images.items():
         of_class[class_of[stem]].append((name, Member(name)))
     file = scan.container(folder, "folder")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.classes import class_names, refuse_unknown
 from pipeline.sources.containers.tar import (
     first_members,
@@ -42,7 +42,7 @@ class ImageNet21KP(Source):
         names = [folder.name for folder in subfolders(tree)]
         _refuse_half(tree, names)
         if other := sorted(set(names) - set(SPLITS)):
-            log.warning("%s: left out: %s", tree, some(other))
+            log.warning("%s: left out: %s", tree, first_few(other))
         scan.track(tree)
         classes = class_folder_names(tree / TRAIN)
         for name, split in SPLITS.items():
@@ -110,6 +110,6 @@ def _refuse_half(where: Path, names: Iterable[str]) -> None:
     """Val of 21K-P has been taken out of train: one without the other is another data set."""
     if missing := sorted(set(SPLITS) - set(names)):
         raise SourceError(
-            f"{where} has no {some(missing)}: unpack or download it, too; to go without val, use "
-            f"--source on {TRAIN} itself, with --classes all"
+            f"{where} has no {first_few(missing)}: unpack or download it, too; to go without val, "
+            f"use --source on {TRAIN} itself, with --classes all"
         )

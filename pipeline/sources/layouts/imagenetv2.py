@@ -4,7 +4,7 @@ import logging
 import re
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.containers.tar import first_members, iter_members, scanned_tar
 from pipeline.sources.find import single, subfolders
 from pipeline.sources.layouts.folders import add_class_folders, class_folder_names
@@ -32,7 +32,7 @@ class ImageNetV2(Source):
         found = sorted(int(name) for name in class_folder_names(tree))
         classes = [str(label) for label in range(found[-1] + 1)]
         if missing := [name for name in classes if int(name) not in set(found)]:
-            log.warning("%s has no folders %s", tree, some(missing))
+            log.warning("%s has no folders %s", tree, first_few(missing))
         scan.track(tree)
         add_class_folders(scan, tree, "val", [str(label) for label in found], str(tree))
         scan.finish(classes)

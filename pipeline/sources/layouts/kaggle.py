@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.classes import class_names
 from pipeline.sources.find import subfolders
 from pipeline.sources.layouts.folders import (
@@ -74,7 +74,7 @@ def _read_solution(path: Path) -> dict[str, str]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         reader = csv.DictReader(file)
         if lacking := sorted({"ImageId", "PredictionString"} - set(reader.fieldnames or ())):
-            raise SourceError(f"{path} lacks the columns {some(lacking)}")
+            raise SourceError(f"{path} lacks the columns {first_few(lacking)}")
         pairs = ((row["ImageId"] or "", (row["PredictionString"] or "").split()) for row in reader)
         try:
             return wnid_of(path, ((image, words[:1]) for image, words in pairs))

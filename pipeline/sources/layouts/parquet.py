@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.classes import numbered_classes
 from pipeline.sources.containers.parquet import (
     files_column,
@@ -56,7 +56,9 @@ class Parquet(Source):
         scan.track(folder)
         other = [path.name for path in folder.glob("*.parquet") if not _NAME.fullmatch(path.name)]
         if other:
-            log.warning("%s: left out, as no split is in the name: %s", folder, some(sorted(other)))
+            log.warning(
+                "%s: left out, as no split is in the name: %s", folder, first_few(sorted(other))
+            )
         parts = _parts(folder)
         for part in parts:
             refuse_broken_link(part.path)
@@ -90,7 +92,7 @@ def _parts(folder: Path) -> list[_Part]:
 def _refuse_irregular(parts: list[_Part]) -> None:
     """To open a pipe takes for ever, and a folder is no file."""
     if irregular := [str(part.path) for part in parts if not part.path.is_file()]:
-        raise SourceError(f"{some(irregular)}: no regular file; put the file itself there")
+        raise SourceError(f"{first_few(irregular)}: no regular file; put the file itself there")
 
 
 def _split_of_test(parts: list[_Part]) -> list[_Part]:
@@ -115,7 +117,7 @@ def _warn_of_missing(parts: list[_Part]) -> None:
     """`train-00003-of-00294` that is not there, or `train-3` between 2 and 4."""
     plain = [part.path.name for part in parts if not _PART.search(part.path.name)]
     if missing := gaps(plain):
-        log.warning("%s: files are missing: %s", parts[0].path.parent, some(missing))
+        log.warning("%s: files are missing: %s", parts[0].path.parent, first_few(missing))
     numbers: dict[tuple[str, int], set[int]] = {}
     for part in parts:
         if match := _PART.search(part.path.name):
@@ -124,7 +126,7 @@ def _warn_of_missing(parts: list[_Part]) -> None:
         if missing := [f"{n:05d}" for n in range(count) if n not in found]:
             log.warning(
                 "%s: %d of %d files of %s are missing: %s",
-                parts[0].path.parent, len(missing), count, split, some(missing),
+                parts[0].path.parent, len(missing), count, split, first_few(missing),
             )  # fmt: skip
 
 

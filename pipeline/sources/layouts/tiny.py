@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.classes import class_names, refuse_unknown
 from pipeline.sources.containers.folder import image_files
 from pipeline.sources.find import few_subfolders, single, subfolders, visible_files
@@ -65,7 +65,9 @@ def _check_wnids(tree: Path, wnids: list[str]) -> None:
     if path.is_file():
         named = set(path.read_text(encoding="utf-8").split())
         if differ := sorted(named ^ set(wnids)):
-            raise SourceError(f"{path} and the folders in {tree / 'train'} differ: {some(differ)}")
+            raise SourceError(
+                f"{path} and the folders in {tree / 'train'} differ: {first_few(differ)}"
+            )
 
 
 def _add_val(scan: Scan, val: Path, wnids: list[str]) -> None:
@@ -82,8 +84,8 @@ def _add_val(scan: Scan, val: Path, wnids: list[str]) -> None:
         loose += [f"{IMAGES}/{name}" for name in sorted(entry.name for entry in visible(images))]
     if loose:
         raise SourceError(
-            f"{where} has folders of classes and beside them {some(loose)}: move these into the "
-            "folders of their classes, or away"
+            f"{where} has folders of classes and beside them {first_few(loose)}: move these into "
+            "the folders of their classes, or away"
         )
     refuse_unknown(where, names, wnids, "train")
     found = _add_sorted(scan, where, names, "val")
@@ -113,7 +115,9 @@ def _refuse_outside(folder: Path, scan: Scan) -> None:
     scan.track(folder)
     names = sorted(entry.name for entry in visible(folder))
     if stray := [n for n in names if n != IMAGES and not n.endswith(BOXES)]:
-        raise SourceError(f"{folder} has {some(stray)} beside images/: move them away or into it")
+        raise SourceError(
+            f"{folder} has {first_few(stray)} beside images/: move them away or into it"
+        )
 
 
 def _check_sorted(where: Path, found: dict[str, str], said: dict[str, str], path: Path) -> None:
@@ -125,7 +129,7 @@ def _check_sorted(where: Path, found: dict[str, str], said: dict[str, str], path
                 "it anew"
             )
     if missing := sorted(said.keys() - found.keys()):
-        raise SourceError(f"{where} lacks {some(missing)}, which {path} names")
+        raise SourceError(f"{where} lacks {first_few(missing)}, which {path} names")
 
 
 def _read_annotations(path: Path) -> dict[str, str]:

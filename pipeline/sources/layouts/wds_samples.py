@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.index import Member
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif")
@@ -98,8 +98,8 @@ def _refuse_several(
     if len(stems) > 1:
         raise SourceError(
             f"{shard}: it is not clear which {what} of a sample is meant, as in "
-            f"{some(sorted(stems.values()))}. Expected is one <key>.{kinds[0]}, where the key ends "
-            "at the first dot of a name"
+            f"{first_few(sorted(stems.values()))}. Expected is one <key>.{kinds[0]}, where the key "
+            "ends at the first dot of a name"
         )
 
 
@@ -107,7 +107,7 @@ def _image(key: str, files: Files, plain: bool, shard: Path) -> Member:
     found = [m for suffix, m in files if (suffix if plain else _kind(suffix)) in IMAGES]
     if len(found) > 1:
         raise SourceError(
-            f"{shard}: two images of the key {key}: {some([member.name for member in found])}"
+            f"{shard}: two images of the key {key}: {first_few([member.name for member in found])}"
         )
     if not found:
         raise SourceError(
@@ -122,9 +122,8 @@ def _label(key: str, files: Files, descriptor: int, shard: Path) -> int:
         found = [member for suffix, member in files if suffix == kind]
         found = found or [member for suffix, member in files if _kind(suffix) == kind]
         if len(found) > 1:
-            raise SourceError(
-                f"{shard}: two labels of the key {key}: {some([member.name for member in found])}"
-            )
+            names = first_few([member.name for member in found])
+            raise SourceError(f"{shard}: two labels of the key {key}: {names}")
         for member in found:
             content = os.pread(descriptor, member.size, member.offset)
             if (label := _number(content, kind, f"{shard}: {member.name}")) is not None:

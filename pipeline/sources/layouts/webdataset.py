@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from pipeline.errors import SourceError, some
+from pipeline.errors import SourceError, first_few
 from pipeline.sources.classes import numbered_classes
 from pipeline.sources.containers.tar import first_members, iter_members, open_tar, tars_in
 from pipeline.sources.find import gaps, natural, subfolders, visible_files
@@ -42,11 +42,11 @@ class WebDataset(Source):
         for folder in (self.root, *subfolders(self.root)):
             scan.track(folder)
         if other := _left_out(self.root):
-            log.warning("%s: left out, as they are no shards: %s", self.root, some(other))
+            log.warning("%s: left out, as they are no shards: %s", self.root, first_few(other))
         counts: Counter[int] = Counter()
         for split, shards in _by_split(self.root).items():
             if missing := gaps([os.path.relpath(shard, self.root) for shard in shards]):
-                log.warning("%s: shards are missing: %s", self.root, some(missing))
+                log.warning("%s: shards are missing: %s", self.root, first_few(missing))
             for shard in shards:
                 _scan_shard(shard, split, self.root, scan, counts)
         scan.finish(numbered_classes(counts, self.root))
@@ -77,11 +77,11 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
         return {"train": list(split_of)}
     if unknown := [shard.name for shard, split in split_of.items() if split is None]:
         raise SourceError(
-            f"{root}: some tars are named after train or val, these are not: {some(unknown)}; "
+            f"{root}: some tars are named after train or val, these are not: {first_few(unknown)}; "
             "rename them or move them away"
         )
     if test := [shard.name for shard, split in split_of.items() if split == "test"]:
-        log.warning("%s: the test split is left out: %s", root, some(test))
+        log.warning("%s: the test split is left out: %s", root, first_few(test))
     for shard, split in split_of.items():
         if split in found:
             found[split].append(shard)

@@ -1,4 +1,5 @@
-"""How many cores this process may use: as many as it may run on, and as a container's quota allows.
+"""How many cores and how much memory this process may use: what the machine has, and what a
+container's limits leave of it.
 
 A container with a quota of two cores on a host of 128 may run on all of them, a sixty-fourth of the
 time; threads beyond the quota only wait for each other.
@@ -19,18 +20,50 @@ def usable_cores(root: Path = _CGROUPS, own: Path = _OWN) -> int:
     return max(1, min([allowed, *(ceil(quota) for quota in _quotas(root, own))]))
 
 
+def free_bytes(
+    root: Path = _CGROUPS, own: Path = _OWN, machine: Path = Path("/proc/meminfo")
+) -> int:
+    """Memory that this process may still take, page cache not counted as taken."""
+    rows = dict(line.split(":", 1) for line in machine.read_text().splitlines())
+    available = 1024 * int(rows["MemAvailable"].split()[0])
+    left = [_memory_left(folder) for folder in _folders("memory", root, own)]
+    return max(0, min([available, *(found for found in left if found is not None)]))
+
+
+def _memory_left(folder: Path) -> int | None:
+    """What the limit of a group leaves; None where it has none."""
+    for limit, used, inactive in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, taken = (int((folder / name).read_text()) for name in (limit, used))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return most - taken + int(stat.get(inactive, 0))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return None
+
+
 def _quotas(root: Path, own: Path) -> list[float]:
-    """Cores by each limit that holds: of the process' own group and of those around it."""
+    """Cores by each limit that holds."""
+    folders = _folders("cpu", root, own)
+    return [q for f in folders for q in (_version_2(f), _version_1(f)) if q]
+
+
+def _folders(controller: str, root: Path, own: Path) -> list[Path]:
+    """The process' own group and those around it."""
     found = []
-    for group in {root / path.lstrip("/") for path in _groups(own)} | {root, root / "cpu"}:
+    groups = {root / path.lstrip("/") for path in _groups(controller, own)}
+    for group in groups | {root, root / controller}:
         for folder in (group, *group.parents):
             if folder == root.parent:
                 break
-            found += [quota for quota in (_version_2(folder), _version_1(folder)) if quota]
+            found.append(folder)
     return found
 
 
-def _groups(own: Path) -> list[str]:
+def _groups(controller: str, own: Path) -> list[str]:
     """`0::/user.slice/…` of version 2, `4:cpu,cpuacct:/docker/…` of version 1."""
     try:
         rows = [line.split(":", 2) for line in own.read_text().splitlines()]
@@ -40,8 +73,8 @@ def _groups(own: Path) -> list[str]:
     for _, controllers, path in (row for row in rows if len(row) == 3):
         if not controllers:
             paths.append(path)
-        elif "cpu" in controllers.split(","):
-            paths += [f"cpu{path}", f"{controllers}{path}"]
+        elif controller in controllers.split(","):
+            paths += [f"{controller}{path}", f"{controllers}{path}"]
     return paths
 
 

@@ -1,11 +1,11 @@
-"""Cores: as many as affinity and a container's quota allow."""
+"""Cores and memory: as much as the machine has and a container's limits allow."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from pipeline.cpus import threads_asked_for, usable_cores
+from pipeline.limits import free_bytes, threads_asked_for, usable_cores
 
 ALLOWED = len(os.sched_getaffinity(0))
 
@@ -62,3 +62,29 @@ def test_affinity_limits_the_cores(tmp_path: Path) -> None:
 )
 def test_the_number_of_threads_may_be_a_list_or_nothing(text: str, threads: int | None) -> None:
     assert threads_asked_for(text) == threads
+
+
+V2 = {"memory-max": "1000", "memory-current": "700", "memory-stat": "anon 5\ninactive_file 100\n"}
+V1 = {
+    "memory__d__memory-limit_in_bytes": "1000",
+    "memory__d__memory-usage_in_bytes": "700",
+    "memory__d__memory-stat": "total_inactive_file 100",
+}
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("0::/\n", {}, 4096),
+        ("0::/\n", V2, 400),
+        ("0::/\n", {**V2, "memory-max": "max"}, 4096),
+        ("0::/a\n", {f"a__{name}": text for name, text in V2.items()}, 400),
+        ("4:memory:/d\n", V1, 400),
+        ("4:memory:/d\n", {**V1, "memory__d__memory-limit_in_bytes": str(2**63 - 4096)}, 4096),
+        ("0::/\n", {**V2, "memory-current": "2000"}, 0),
+    ],
+)
+def test_memory_of_a_group(tmp_path: Path, own: str, files: dict[str, str], left: int) -> None:
+    root, mine = groups(tmp_path, own, **files)
+    (tmp_path / "meminfo").write_text("MemTotal: 8 kB\nMemAvailable: 4 kB\n")
+    assert free_bytes(root, mine, tmp_path / "meminfo") == left
