@@ -13,15 +13,8 @@ from tests.conftest import ROOT
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
-    *(
-        "format.beton",
-        "format.manifest",
-        "format.parts",
-        "format.samples",
-        "format.zstd",
-        "planes.imaging",
-    ),
-    *("preparation", "transforms", "catalogue"),
+    *("format.beton", "format.manifest", "format.parts", "format.samples", "format.zstd"),
+    *("planes.imaging", "preparation", "transforms", "catalogue"),
     *("console", "limits", "errors", "files", "ranges"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
@@ -111,7 +104,19 @@ def test_every_module_says_what_it_is_for() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "prepare", "train", "recipes", "submit", "status", "plot", "ensemble", "predict", "demo"],
+    [
+        "",
+        "prepare",
+        "train",
+        "networks",
+        "recipes",
+        "submit",
+        "status",
+        "plot",
+        "ensemble",
+        "predict",
+        "demo",
+    ],
 )
 def test_help_loads_nothing_heavy(command: str) -> None:
     """`--help` answers at once: no torch, ffcv or numba is loaded for it."""

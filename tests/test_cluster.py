@@ -31,7 +31,7 @@ setup = ["export OMP_NUM_THREADS=1"]
 # Loaded by each Python that finds it on its path: the worker of a run is killed as it starts
 CRASH = """
 import os, sys
-if "trainer.run.worker" in sys.orig_argv and os.environ["CRASHES"] in sys.orig_argv[-1]:
+if "worker" in sys.orig_argv and os.environ["CRASHES"] in sys.orig_argv[-1]:
     os.kill(os.getpid(), 9)
 """
 
@@ -234,6 +234,100 @@ def pids(words: str) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        if words in line and "-m cli prepare" in line and not line.startswith("srun"):
+        if words in line and "spectral_shards.py prepare" in line and not line.startswith("srun"):
             found.append(int(path.parent.name))
     return found
+
+
+@pytest.mark.chaos
+def test_a_preempted_task_and_one_of_a_node_that_went_down_go_on(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """First by a job of another partition that takes all cores, then by the node itself; a drain
+    disturbs nothing.
+    """
+    slurm = cluster.slurm
+    job = cluster.job("0", "--set", "epochs=120")
+    assert await_(lambda: cluster.steps(0) > 20, 150)
+    slurm.run("sbatch", "-p", "urgent", "-c", 4, "--output=/dev/null", "--wrap", "sleep 1")
+    assert await_(lambda: slurm.details(f"{job}_0")["Restarts"] == "1", 60)
+    before = cluster.steps(0)
+    assert await_(lambda: cluster.steps(0) > before, 150)
+    node = slurm.run("sinfo", "-h", "-o", "%n")
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    before = cluster.steps(0)
+    assert await_(lambda: cluster.steps(0) > before, 60)
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    assert await_(lambda: slurm.details(f"{job}_0")["Restarts"] == "2", 60)
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    assert slurm.await_state(f"{job}_0", "COMPLETED", "FAILED", seconds=200) == "COMPLETED"
+    with one_thread():
+        words = ("--data", cluster.data, "--runs", tmp_path / "reference", "--name", "x", *TRAINED)
+        done = spectral_here("train", *words, "--set", "epochs=120", "--shard", 0)
+    assert done.returncode == 0
+    expected = tmp_path / "reference" / cluster.run(0).relative_to(cluster.home)
+    assert_same_weights(cluster.run(0), expected)
+
+
+@pytest.mark.chaos
+def test_a_time_limit_shorter_than_the_training_chains(cluster: Cluster) -> None:
+    """Slurm keeps minutes: the signal may come up to 60 s earlier."""
+    job = cluster.job("0", "--set", "epochs=100000", "--time", "2", "--", "--signal=USR2@20")
+    assert await_(lambda: cluster.slurm.details(f"{job}_0")["Restarts"] == "1", 200)
+    assert re.search(r"stopped, saved at step [1-9]", cluster.log(0))
+    before = cluster.steps(0)
+    assert await_(lambda: cluster.steps(0) > before, 100)
+    cluster.slurm.run("scancel", job)
+
+
+@pytest.mark.chaos
+def test_where_an_array_is_too_small_a_task_trains_several_runs(cluster: Cluster) -> None:
+    """Three seeds of four shards on a Slurm of eight tasks an array."""
+    said = cluster.submit("all", "--seeds", 3, "--set", "epochs=1")
+    assert "12 runs, array 0-5," in said
+    (job,) = re.findall(r"^job (\d+):", said, re.M)
+    for k in range(6):
+        assert cluster.slurm.await_state(f"{job}_{k}", "COMPLETED", "FAILED") == "COMPLETED"
+    assert len(list(cluster.home.glob("toy/*/*/*/result.json"))) == 12
+
+
+@pytest.mark.chaos
+def test_a_second_task_on_a_shard_is_refused_and_a_killed_one_does_not_block(
+    cluster: Cluster,
+) -> None:
+    first = cluster.job("0", "--set", "epochs=100000")
+    assert await_(lambda: cluster.steps(0) > 5, 150)
+    script = next(cluster.home.glob("slurm/*/job.sh"))
+    second = cluster.slurm.run("sbatch", "--parsable", script)
+    assert cluster.slurm.await_state(f"{second}_0", "FAILED", "COMPLETED") == "FAILED"
+    assert "another process trains" in cluster.log(0)
+    assert cluster.standing(0)["state"] == "running"
+    cluster.slurm.run("scancel", "--signal=KILL", "--full", first)
+    cluster.slurm.run("scancel", first)
+    third = cluster.slurm.run("sbatch", "--parsable", script)
+    before = cluster.steps(0)
+    assert await_(lambda: cluster.steps(0) > before, 150)
+    cluster.slurm.run("scancel", third)
+
+
+@pytest.mark.chaos
+def test_two_processes_train_one_shard(cluster: Cluster) -> None:
+    """By gloo, as ranks that srun numbers; a stop is agreed on, and they go on."""
+    job = cluster.job("0", "--processes", 2)
+    assert await_(lambda: cluster.steps(0) > 20, 150)
+    cluster.slurm.run("scancel", "--signal=USR2", job)
+    assert await_(lambda: cluster.slurm.details(f"{job}_0")["Restarts"] == "1", 60)
+    assert cluster.slurm.await_state(f"{job}_0", "COMPLETED", "FAILED") == "COMPLETED"
+    rows = [json.loads(x) for x in (cluster.run(0) / "log.jsonl").read_text().splitlines()]
+    starts = [row for row in rows if row["kind"] == "start"]
+    assert [row["processes"] for row in starts] == [2, 2]
+    assert starts[1]["step"] > 20
+
+
+@pytest.mark.chaos
+def test_shards_that_start_from_another_wait_for_it(cluster: Cluster) -> None:
+    said = cluster.submit("0-1", "--init-shard", 0, "--set", "epochs=1")
+    first, second = re.findall(r"^job (\d+):", said, re.M)
+    assert f"after afterok:{first}_0" in said
+    assert cluster.slurm.await_state(f"{second}_1", "COMPLETED", "FAILED") == "COMPLETED"
+    assert cluster.slurm.states()[f"{first}_0"] == "COMPLETED"

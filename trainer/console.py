@@ -69,7 +69,7 @@ run_options = apply(
     ),
     click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile."),
     click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too."),
-    click.option("--seeds", type=click.IntRange(min=1), default=1, help="How many."),
+    click.option("--seeds", type=click.IntRange(min=1), default=1, help="So many of each."),
     runs_option,
 )
 # How many at a time on this machine

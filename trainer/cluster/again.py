@@ -1,4 +1,4 @@
-"""Decides at the end of a task whether its run goes back into the queue: `again RUN STATUS`.
+"""Decides at the end of a task whether its run goes back into the queue.
 
 RUN is the directory of a run, or the folder of a part of a preparation. What was stopped (75) or
 killed by a signal does, however often, as long as it gets on: 200 preemptions are normal, three
@@ -10,9 +10,6 @@ import json
 import signal
 from pathlib import Path
 
-import click
-
-from pipeline.console import PATH, PlainCommand
 from pipeline.errors import SpectralError, StoppedError
 from pipeline.files import write_json
 from pipeline.format import parts
@@ -22,19 +19,14 @@ from trainer.record.status import read as read_status
 from trainer.run.spec import NAME as SPEC
 
 NAME = "starts.json"  # of a run's directory
-STARTS = 3  # without a new checkpoint in between, after which a run is given up
 
 
 class FailedError(SpectralError):
     """A run that is not to be started again."""
 
 
-@click.command(cls=PlainCommand)
-@click.argument("run", type=PATH)
-@click.argument("status", type=int)
-@click.option("--starts", type=click.IntRange(min=1), default=STARTS, show_default=True)
-def main(run: Path, status: int, starts: int) -> None:
-    """Exit status 0: yes, RUN goes on after STATUS; 1: no, and why."""
+def check(run: Path, status: int, starts: int) -> str:
+    """A line of why it goes on; FailedError where it does not."""
     error = _last_error(run, status)
     if status != StoppedError.exit_status and status <= 128:
         _note(run, error)
@@ -44,7 +36,7 @@ def main(run: Path, status: int, starts: int) -> None:
         text = f"given up after {count} starts that ended at step {step}; the last one: {error}"
         _note(run, text)
         raise FailedError(f"{run}: {text}; more in {stderr.path_of(run)}")
-    click.echo(f"{run}: {error}, saved at step {step}: back into the queue")
+    return f"{run}: {error}, saved at step {step}: back into the queue"
 
 
 def idle_starts(run: Path) -> tuple[int, int]:
@@ -90,7 +82,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-if __name__ == "__main__":
-    main()

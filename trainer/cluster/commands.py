@@ -10,8 +10,9 @@ import click
 from click.core import ParameterSource
 
 from pipeline.console import PATH, Group, PlainCommand, apply, json_option, prepare_options
-from trainer.console import run_options, runs_option
+from trainer.console import data_options, run_options, runs_option
 
+STARTS = 3  # without a new checkpoint in between, after which a run is given up
 WATCHED = 10  # seconds between two looks of `status --watch`
 # What every job of ours is told
 _job_options = apply(
@@ -27,6 +28,7 @@ _job_options = apply(
     click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing."),
     click.argument("sbatch", nargs=-1, metavar="[-- SBATCH OPTIONS]", type=click.UNPROCESSED),
 )
+WHICH = ("dataset", "splits", "size", "transform", "layout", "codec")  # data is chosen by
 _SITE = ("partition", "account", "time", "cpus", "mail", "container")
 
 
@@ -59,9 +61,16 @@ def submit() -> None:
 @click.option(
     "--starts",
     type=click.IntRange(min=1),
-    default=3,
+    default=STARTS,
     show_default=True,
     help="In a row without a new checkpoint, after which a run is given up.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["slurm", "kubernetes"]),
+    default="slurm",
+    show_default=True,
+    help="kubernetes: print a manifest, with --dry-run.",
 )
 @_job_options
 def train(
@@ -70,6 +79,7 @@ def train(
     processes: int | None,
     at_once: int | None,
     starts: int,
+    engine: str,
     site: Path | None,
     dry_run: bool,
     **asked: Any,
@@ -92,6 +102,24 @@ def train(
     shape = Shape(nodes=nodes, gpus=gpus, processes=processes or max(1, gpus))
     check_shape(shape)
     prepared, specs = runs_asked_for(**asked)
+    if engine == "kubernetes":
+        if not dry_run:
+            raise click.UsageError("--engine kubernetes prints a manifest: say --dry-run too")
+        from trainer.cluster.kubernetes import manifest
+
+        words = _said(click.get_current_context(), {*asked} - {"shards", "data", "runs"} - {*WHICH})
+        text = manifest(
+            list(dict.fromkeys(spec.shard for spec in specs)),
+            words,
+            prepared.directory.absolute(),
+            runs_root(asked["runs"]).absolute(),
+            wanted,
+            shape,
+            at_once=at_once,
+            starts=starts,
+        )
+        click.echo(text, nl=False)
+        return
     order = Order(
         root=runs_root(asked["runs"]),
         site=wanted,
@@ -159,6 +187,39 @@ def prepare(
         click.echo(line)
 
 
+@submit.command()
+@data_options
+@click.option("--recipe", help="Which recipe's networks, if several were trained.")
+@runs_option
+@click.option("--gpus", type=click.IntRange(min=0), default=1, show_default=True)
+@_job_options
+def ensemble(
+    data: Path | None,
+    recipe: str | None,
+    runs: Path | None,
+    gpus: int,
+    site: Path | None,
+    dry_run: bool,
+    **asked: Any,
+) -> None:
+    """Fuse the networks of one recipe, once all of its jobs have ended, well or not.
+
+    Example: spectral submit ensemble --dataset imagenet1k --time 1:00:00
+    """
+    wanted = _site(site, asked)
+    from trainer.cluster.script import Shape
+    from trainer.cluster.submit import Order
+    from trainer.cluster.submit import ensemble as run
+    from trainer.data.selection import runs_root, select
+    from trainer.fusion.members import select_group
+
+    prepared = select(data, **asked)
+    root = runs_root(runs)
+    order = Order(root=root, site=wanted, shape=Shape(gpus=gpus), dry_run=dry_run)
+    for line in run(select_group(root / prepared.described, recipe), prepared, order):
+        click.echo(line)
+
+
 def _said(context: click.Context, names: Iterable[str]) -> list[str]:
     """The options of these names that stand on the command line, as they have to be said again."""
     words = []
@@ -168,6 +229,8 @@ def _said(context: click.Context, names: Iterable[str]) -> list[str]:
             value = context.params[param.name]
             if isinstance(param, click.Option) and param.is_flag:
                 words.append(param.opts[0])
+            elif isinstance(value, tuple):
+                words += [word for one in value for word in (param.opts[0], str(one))]
             else:
                 words += [param.opts[0], "all" if value is True else str(value)]
     return words
@@ -201,3 +264,14 @@ def status(words: tuple[str, ...], runs: Path | None, watch: bool, as_json: bool
         if not watch:
             return
         time.sleep(WATCHED)
+
+
+@click.command(cls=PlainCommand, hidden=True)
+@click.argument("run", type=PATH)
+@click.argument("status", type=int)
+@click.option("--starts", type=click.IntRange(min=1), default=STARTS)
+def again(run: Path, status: int, starts: int) -> None:
+    """Whether the task of RUN, which ended with STATUS, goes back into the queue: 0 yes, 1 no."""
+    from trainer.cluster.again import check
+
+    click.echo(check(run, status, starts))

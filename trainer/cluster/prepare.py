@@ -27,7 +27,6 @@ class Order:
     site: Site
     max_bad: int | None = None
     at_once: int | None = None
-    after: str = ""
     dry_run: bool = False
 
 
@@ -48,7 +47,7 @@ def prepare(order: Order) -> Iterator[str]:
     listing = waiting.job("list")
     if shared is None and listing is None:
         text = _script(order, "list", "", "", f"--part 0/{count}")
-        listing = yield from _hand_in(order, "list", text, order.after)
+        listing = yield from _hand_in(order, "list", text, "")
     todo = sorted({*left} - waiting.parts)
     arrays = list(waiting.arrays)
     if todo:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.cluster.again import STARTS
+from trainer.cluster.commands import STARTS
 from trainer.cluster.site import Site
 from trainer.cluster.tasks import LIST
 
@@ -57,7 +57,7 @@ def part(name: str, logs: Path, array: str, place: str, words: Sequence[str], si
     """
     options = ["--array=" + array] * bool(array) + [*_REQUEUED]
     log = logs / (f"{name.split('-')[1]}-%a.log" if array else f"{name.split('-')[1]}.log")
-    command = f"{site.command} cli {shlex.join(words[:-1])} {words[-1]}"
+    command = f"{site.program} {shlex.join(words[:-1])} {words[-1]}"
     job = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "$SLURM_JOB_ID"
     return f"""{_head(name, log, options, site)}
 id={job}
@@ -79,7 +79,7 @@ def single(name: str, logs: Path, words: Sequence[str], site: Site, gpus: int) -
     return f"""{_head(name, logs / "job.log", options, site)}
 {_start(site)}
 {_srun(site)} \\
-    {site.command} cli {shlex.join(words)}
+    {site.program} {shlex.join(words)}
 """
 
 
@@ -90,7 +90,7 @@ _REQUEUED = ("--requeue", "--open-mode=append", f"--signal=USR2@{WARNING}",
 
 def _requeue(site: Site, what: str, starts: int, indent: str = "    ") -> str:
     """The end of a task that did not finish."""
-    again = f'{site.command} trainer.cluster.again "${what}" $status'
+    again = f'{site.program} again "${what}" $status'
     again += f" --starts {starts}" if starts != STARTS else ""
     lines = f"""case $(squeue -h -j "$id" -o "%T %r") in
     "COMPLETING TimeLimit") ;;
@@ -129,7 +129,7 @@ def _srun(site: Site) -> str:
 
 def _worker(site: Site, shape: Shape) -> str:
     """The command of one run; several processes are told what torchrun would tell them."""
-    command = f'{site.command} trainer.run.worker "$run/spec.json"'
+    command = f'{site.program} worker "$run/spec.json"'
     if shape.ranks == 1:
         return command
     return f"""env \\

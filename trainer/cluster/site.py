@@ -1,5 +1,6 @@
 """What a cluster wants to be told: spectral.toml, and the options of `spectral submit` over it."""
 
+import shlex
 import sys
 import tomllib
 from dataclasses import dataclass, fields, replace
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError
+from trainer.jobs.launch import PROGRAM
 
 NAME = "spectral.toml"
 # What the scripts rely on; the value that is to be given otherwise
@@ -27,7 +29,7 @@ _KINDS = {
 class Site:
     """The table [slurm] of spectral.toml. time: of a job, as Slurm writes it. cpus: of a process.
     setup: lines of the script before the work. container: words before each command of ours, such
-    as `apptainer exec --nv spectral.sif`. python: the program, in the container if there is one.
+    as `apptainer exec --nv spectral.sif`. command: what `spectral` is called there.
     spread: seconds over which the tasks of an array start. options: of sbatch, further ones.
     """
 
@@ -38,7 +40,7 @@ class Site:
     mail: str = ""
     setup: tuple[str, ...] = ()
     container: str = ""
-    python: str = ""
+    command: str = ""
     spread: int = 10
     options: tuple[str, ...] = ()
 
@@ -58,10 +60,12 @@ class Site:
                 raise ConfigError(f"{option} is not for you to say: {why}")
 
     @property
-    def command(self) -> str:
-        """Python, as the script of a job starts it."""
-        program = self.python or ("python" if self.container else sys.executable)
-        return f"{self.container} {program} -P -m".strip()
+    def program(self) -> str:
+        """Our tool, as the script of a job starts it: the very code that submits, unless there is
+        a container.
+        """
+        own = "spectral" if self.container else shlex.join([sys.executable, "-P", str(PROGRAM)])
+        return f"{self.container} {self.command or own}".strip()
 
     def over(self, options: tuple[str, ...], **said: Any) -> "Site":
         """With what was said on the command line; None where nothing was."""

@@ -5,16 +5,18 @@ What waits for another run, to start from its weights, is an array of its own th
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 from pipeline.ranges import ranges
 from trainer.cluster import again, script, slurm
+from trainer.cluster.commands import STARTS
 from trainer.cluster.script import Shape
 from trainer.cluster.site import Site
 from trainer.cluster.slurm import Queued, SlurmError
-from trainer.cluster.tasks import SCRIPT, Tasks, assign, in_queue
+from trainer.cluster.tasks import FOLDER, SCRIPT, Tasks, assign, in_queue
 from trainer.data.selection import Prepared
 from trainer.record.rundir import RunDir
 from trainer.reports.report import figures
@@ -25,15 +27,14 @@ from trainer.run.spec import RunSpec
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """How runs are to be carried out. root: of all runs. at_once: tasks that may run at a time.
-    starts: without progress, after which a run is given up. after: a dependency, in Slurm's words.
+    starts: without progress, after which a run is given up.
     """
 
     root: Path
     site: Site
     shape: Shape
     at_once: int | None = None
-    starts: int = again.STARTS
-    after: str = ""
+    starts: int = STARTS
     dry_run: bool = False
 
 
@@ -53,12 +54,12 @@ def train(specs: Sequence[RunSpec], data: Prepared, order: Order) -> Iterator[st
             left.append(spec)
     here = {spec.directory for spec in left}
     for spec in left:
-        if spec.init_run is not None and not here & {spec.init_run} and spec.init_run not in jobs:
+        if spec.init_run is not None and spec.init_run not in here and spec.init_run not in jobs:
             first_weights(spec, data)  # refused now, rather than by every job
     submitted = {run: job.job for run, job in jobs.items()}
-    for stage in _stages(left, here):
-        yield from _array([spec for spec in specs if _alike(spec, stage[0])], stage,
-                          submitted, order)  # fmt: skip
+    for alike in _stages(specs):
+        if todo := [spec for spec in alike if spec in left]:
+            yield from _array(alike, todo, submitted, order)
 
 
 def _queued(order: Order) -> list[Queued]:
@@ -71,15 +72,15 @@ def _queued(order: Order) -> list[Queued]:
         raise
 
 
-def _stages(left: Sequence[RunSpec], here: set[Path]) -> list[list[RunSpec]]:
-    """First those that wait for nothing that is to be submitted, then the others."""
-    waiting = [spec for spec in left if here & {*spec.after}]
-    return [stage for stage in ([s for s in left if s not in waiting], waiting) if stage]
-
-
-def _alike(spec: RunSpec, one: RunSpec) -> bool:
-    """Whether both wait for another run, or neither does."""
-    return bool(spec.after) == bool(one.after)
+def _stages(specs: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """First those that wait for no other one, then those that wait only for these, and so on."""
+    depth: dict[Path, int] = {}
+    for _ in specs:  # a chain is as long at most
+        for spec in specs:
+            before = [depth.get(run, 0) for run in spec.after if run != spec.directory]
+            depth[spec.directory] = 1 + max(before) if before else 0
+    levels = sorted({*depth.values()})
+    return [[spec for spec in specs if depth[spec.directory] == level] for level in levels]
 
 
 def _array(
@@ -96,7 +97,7 @@ def _array(
     array = ranges(chosen) + (f"%{order.at_once}" if order.at_once else "")
     text = script.train(tasks.folder(root), array, order.site, order.shape, starts=order.starts)
     before = {job for spec in todo for run in spec.after if (job := submitted.get(run))}
-    dependency = ",".join(filter(None, [order.after, *(f"afterok:{job}" for job in before)]))
+    dependency = ",".join(f"afterok:{job}" for job in sorted(before))
     if order.dry_run:
         yield from _shown(text, tasks, dependency)
         submitted |= {run: f"JOB_{n}" for n in chosen for run in tasks.runs[n]}
@@ -128,12 +129,38 @@ def _submit(folder: Path, text: str, dependency: str) -> str:
     return slurm.submit(path, dependency)
 
 
-def _shown(text: str, tasks: Tasks, dependency: str) -> Iterator[str]:
+def _shown(text: str, tasks: Tasks | None, dependency: str) -> Iterator[str]:
     """Script, list and command, with nothing written."""
     words = f" --dependency={dependency}" * bool(dependency)
     yield f"# {SCRIPT}, submitted by: sbatch{words} {SCRIPT}"
     yield text.rstrip("\n")
-    yield "\n# tasks\n" + "".join(f"# {line}\n" for line in tasks.text.splitlines())
+    if tasks is not None:
+        yield "\n# tasks\n" + "".join(f"# {line}\n" for line in tasks.text.splitlines())
+
+
+def ensemble(group: Path, data: Prepared, order: Order) -> Iterator[str]:
+    """One job that fuses the runs of a group, and writes a report, once those in the queue have
+    ended, however they ended: what is missing is said in its log.
+    """
+    root = order.root.absolute()
+    group = group.absolute()
+    name = f"{slurm.PREFIX}ensemble-{sha256(str(group).encode()).hexdigest()[:8]}"
+    queue = _queued(order)
+    if found := next((job for job in queue if job.name == name), None):
+        yield f"{group}: in the queue already, job {found.job}"
+        return
+    jobs = {job.job for run, job in in_queue(root, queue).items() if run.parent == group}
+    words = ["ensemble", "--data", str(data.directory.absolute()), "--recipe", group.name,
+             "--runs", str(root)]  # fmt: skip
+    folder = root / FOLDER / name
+    text = script.single(name, folder, words, order.site, order.shape.gpus)
+    dependency = ",".join(f"afterany:{job}" for job in sorted(jobs))
+    if order.dry_run:
+        yield from _shown(text, None, dependency)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    job = _submit(folder, text, dependency)
+    yield f"job {job}: ensemble, {folder}" + f", after {dependency}" * bool(dependency)
 
 
 def check_shape(shape: Shape) -> None:

@@ -26,6 +26,8 @@ STOP_GRACE = 60.0  # seconds to write a checkpoint and end, when asked to
 INTERRUPT_DELAY = 1.0
 STOPPED = StoppedError.exit_status
 INTERRUPTED = 130
+# Run as a file, it finds this very code whatever PYTHONPATH and the working directory hold
+PROGRAM = Path(__file__).parents[2] / "spectral_shards.py"
 _TETHER = Path(__file__).with_name("tether.py")
 
 

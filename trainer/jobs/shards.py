@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.format.beton import digest
 from pipeline.limits import usable_cores
 from trainer.data.selection import Prepared, parse_shards
+from trainer.jobs.launch import PROGRAM
 from trainer.jobs.queue import Entry, Job, Queue
 from trainer.jobs.slots import Slot, Wanted, make_slots, visible_devices
 from trainer.jobs.watch import watch
@@ -28,8 +29,6 @@ from trainer.run.fit import ProgressBar
 from trainer.run.network import check_network
 from trainer.run.spec import NAME, RunSpec
 
-# Run as a file, it finds this very code whatever PYTHONPATH and the working directory hold
-_PROGRAM = Path(__file__).parents[2] / "spectral_shards.py"
 SMALL_PLANE = 64  # px; what an own data set's default recipe depends on
 
 
@@ -177,7 +176,7 @@ def _queued(specs: list[RunSpec], data: Prepared, wanted: Wanted) -> Iterator[st
 
 
 def _job(spec: RunSpec, shard: str) -> Job:
-    worker = (sys.executable, "-P", str(_PROGRAM), "worker", str(spec.directory / NAME))
+    worker = (sys.executable, "-P", str(PROGRAM), "worker", str(spec.directory / NAME))
     return Job(
         shard=shard,
         directory=spec.directory,

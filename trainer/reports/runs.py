@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ _COLUMNS = (
     *("shard", "state", "job", "node", "epoch", "step", "calib", "val", "images/s"),
     *("time", "left", "last row"),
 )
-_FIGURES = [c for c in _COLUMNS if c not in ("state", "job", "node")]
+_FIGURES = [column for column in _COLUMNS if column not in ("state", "job", "node")]
 
 
 def table(runs: list[Run], root: Path) -> str:
@@ -176,19 +177,15 @@ def table(runs: list[Run], root: Path) -> str:
     """
     if not runs:
         return f"no such runs in {root}"
-    rows = [_cells(run) for run in runs]
-    shown = [i for i in range(len(_COLUMNS)) if any(row[i] != "–" for row in rows)]
-    rows = [tuple(row[i] for i in shown) for row in rows]
-    columns = tuple(_COLUMNS[i] for i in shown)
-    blocks: dict[Path, list[int]] = {}
-    for at, run in enumerate(runs):
-        blocks.setdefault(run.directory.parent, []).append(at)
+    cells = {run.directory: _cells(run) for run in runs}
+    shown = [i for i in range(len(_COLUMNS)) if any(row[i] != "–" for row in cells.values())]
+    columns = [_COLUMNS[i] for i in shown]
     lines: list[str] = []
-    for places in blocks.values():
-        first = runs[places[0]]
+    for _, group in groupby(runs, lambda run: run.directory.parent):
+        first, *more = group
         lines += [*[""] * bool(lines), f"{first.dataset}/{first.folder}, {first.recipe}"]
-        block = console.table(columns, [rows[at] for at in places], _FIGURES)
-        lines += [f"  {line}" for line in block]
+        rows = [tuple(cells[run.directory][i] for i in shown) for run in (first, *more)]
+        lines += [f"  {line}" for line in console.table(columns, rows, _FIGURES)]
     return "\n".join([*lines, *_errors(runs), totals(runs)])
 
 
