@@ -29,8 +29,9 @@ class Split(nn.Module):
         self.splits, self.p, self.block = prep.splits, prep.p, prep.layout == "block"
         self.channels, self.side = prep.channels, image_side(prep)
         if self.splits > 1:
-            matrix = torch.from_numpy(whole_matrix(prep).astype(np.float64))
-            self.register_buffer("split_matrix", matrix)
+            # Sums and differences of phases, which the kernels take, leave equal whole numbers.
+            matrix = np.rint(transforms.matrix(prep.p, prep.transform) * 2.0**FRACTION_BITS)
+            self.register_buffer("split_matrix", torch.from_numpy(matrix))
             self.register_buffer("split_scale", torch.from_numpy(_scale(prep))[:, :, None])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -65,21 +66,6 @@ class Split(nn.Module):
 def image_side(prep: Preparation) -> int:
     """Of the square image that networks see or that is split, in px."""
     return prep.size if prep.splits > 1 else prep.input_shape[1]
-
-
-def whole_matrix(prep: Preparation) -> NDArray[np.int64]:
-    """The transform in fixed point, (N, N), as the kernels have it: rounded for sums and
-    differences of phases (docs/method.md, 3.1), which makes other whole numbers of it than
-    rounding the transform itself would.
-    """
-    folded = transforms.matrix(prep.p, prep.transform)
-    sums = np.eye(prep.splits, dtype=np.int64)
-    for a, b in transforms.butterflies(prep.p, prep.transform):
-        one, other = folded[:, a].copy(), folded[:, b].copy()
-        folded[:, a], folded[:, b] = (one + other) / 2, (one - other) / 2
-        sums[a], sums[b] = sums[a] + sums[b], sums[a] - sums[b]
-    weights: NDArray[np.int64] = np.rint(folded * 2.0**FRACTION_BITS).astype(np.int64)
-    return weights @ sums
 
 
 def _scale(prep: Preparation) -> NDArray[np.float32]:
