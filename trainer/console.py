@@ -9,6 +9,7 @@ from pipeline.console import PATH, Echo, apply
 METHODS = ("learned", "average", "geometric", "single-best", "subset")  # to fuse networks
 OVER = ("logits", "probabilities")  # that are fused
 FORMS = ("table", "csv", "jsonl")  # of predictions
+EXPORTS = ("safetensors", "onnx", "pt2")  # forms of a classifier for others
 data_options = apply(
     click.option(
         "--data",
