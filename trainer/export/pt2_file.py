@@ -1,6 +1,7 @@
 """Writes the classifier as a program of torch.export, and asks that before it is called written."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ def write_pt2(
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             strict=False,
         )
-    torch.export.save(program, path, extra_files={"spectral.json": json.dumps(facts)})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names files of this machine
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of weights that are part of a tensor: they are on the CPU
+        torch.export.save(program, path, extra_files={"spectral.json": json.dumps(facts)})
     module = ImageClassifier(classifier)
     check_planes(module.front, prep, lambda images: list(module.front(images)))
     read: torch.nn.Module = torch.export.load(path).module()
