@@ -32,23 +32,23 @@ def compose(
         planes = module.front(images)
         logits = [n(v) for n, v in zip(module.networks, planes, strict=True)]
     names = [f"planes_{k}" for k in range(len(planes))]
-    front = _translate(_traced(module.front, (images,)), ["images"], names)
+    front = translated(traced(module.front, (images,)), ["images"], names)
     graph = front.graph.clone()
     values = list(graph.outputs)
     graph.outputs.clear()
     kinds: dict[str, ir.Graph] = {}
     answers = []
     for k, (network, own) in enumerate(zip(module.networks, values, strict=True)):
-        program = _traced(network, (planes[k],))
+        program = traced(network, (planes[k],))
         kind = _kind(program)
         if kind not in kinds:
-            kinds[kind] = _translate(program, ["planes"], ["logits"]).graph
+            kinds[kind] = translated(program, ["planes"], ["logits"]).graph
         part = kinds[kind].clone()
         _give_weights(part, program)
         answers += _append(graph, part, f"network_{k}.", [own])
         advance(1, "")
     names = [f"logits_{k}" for k in range(len(logits))]
-    back = _translate(_traced(module.back, tuple(logits)), names, ["probabilities"]).graph
+    back = translated(traced(module.back, tuple(logits)), names, ["probabilities"]).graph
     (probabilities,) = _append(graph, back, "fusion.", answers)
     probabilities.name = "probabilities"
     graph.outputs.append(probabilities)
@@ -66,7 +66,7 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _traced(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
+def traced(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     """By torch.export, for batches of any size."""
     shapes = [{0: torch.export.Dim.DYNAMIC} for _ in examples]
     variadic = len(examples) > 1
@@ -76,7 +76,8 @@ def _traced(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     )  # fmt: skip
 
 
-def _translate(program: Any, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+def translated(program: Any, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """By torch's exporter, which says much that is of no use here."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

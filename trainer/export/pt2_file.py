@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from pipeline.progress import ProgressBar
 from trainer.export.compare import check_answers, check_planes, example_images
@@ -30,8 +31,9 @@ def write_pt2(
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             strict=False,
         )
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names files of this machine
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # names files of this machine
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are part of a tensor: they are on the CPU
         torch.export.save(program, path, extra_files={"spectral.json": json.dumps(facts)})
