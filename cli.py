@@ -19,7 +19,7 @@ from pipeline.console import (
 from pipeline.errors import ConfigError
 from trainer.cluster.commands import again, status, submit
 from trainer.console import parallel_options, run_options, show_log
-from trainer.fusion.commands import ensemble, evaluate, plan, predict
+from trainer.fusion.commands import ensemble, evaluate, export, plan, predict
 from trainer.run.worker import worker
 
 
@@ -376,7 +376,7 @@ def demo(out: Path, json_file: Path | None) -> None:
     click.echo(run(out, json_file, progress_display(False)))
 
 
-for command in (submit, status, again, ensemble, evaluate, plan, predict):
+for command in (submit, status, again, ensemble, evaluate, export, plan, predict):
     main.add_command(command)
 
 

@@ -9,7 +9,7 @@ import click
 
 from pipeline.console import PATH, json_option, progress_display
 from pipeline.errors import SourceError
-from trainer.console import FORMS, METHODS, OVER, data_options, runs_option
+from trainer.console import EXPORTS, FORMS, METHODS, OVER, data_options, runs_option
 
 _recipe_option = click.option("--recipe", help="Which recipe's networks, if several were trained.")
 
@@ -166,6 +166,56 @@ def plan(
         after = f", from the weights of shard {run.after}" if run.after else ""
         click.echo(f"shard {run.shard}: {run.epochs} epochs{after}")
     click.echo(f"wrote {out}: spectral train --plan {out}")
+
+
+@click.command()
+@click.argument("path", metavar="RUN|GROUP", type=PATH)
+@click.option("--to", type=PATH, help="The folder to write; it must not be there yet.")
+@click.option(
+    "--format", "form", type=click.Choice(EXPORTS), default=EXPORTS[0], show_default=True,
+    help="safetensors: for this tool; onnx: for ONNX Runtime; pt2: for torch.export.load.",
+)  # fmt: skip
+@click.option(
+    "--hub-folder", type=PATH,
+    help="In place of --to: safetensors with a model card, for the Hugging Face Hub.",
+)  # fmt: skip
+@click.option(
+    "--license", "licence", default="other", show_default=True,
+    help="Of the weights, for the model card: apache-2.0, cc-by-nc-4.0, …",
+)  # fmt: skip
+@click.option("--method", type=click.Choice(METHODS), help="In place of the group's own.")
+def export(
+    path: Path,
+    to: Path | None,
+    form: str,
+    hub_folder: Path | None,
+    licence: str,
+    method: str | None,
+) -> None:
+    """Write the fused classifier for others, as a folder that is whole or absent.
+
+    safetensors: FusedClassifier.load, predict and evaluate take the folder. onnx, pt2: uint8 images
+    (B, H, W, C), resized as preprocess.py beside it does, in; probabilities out. It is compared
+    with the classifier, and written only if they agree.
+
+    Example: spectral export runs/imagenet1k/sub4/resnet34 --to out --format onnx
+    """
+    from trainer.export.command import export_program, export_weights
+
+    if (to is None) == (hub_folder is None):
+        raise click.UsageError("say where to: --to DIR, or --hub-folder DIR")
+    if hub_folder is not None and form != EXPORTS[0]:
+        raise click.UsageError(f"--hub-folder holds safetensors: leave out --format {form}")
+    if hub_folder is not None:
+        lines = export_weights(path, hub_folder, method, licence, progress_display(False))
+    elif form == EXPORTS[0]:
+        assert to is not None
+        lines = export_weights(path, to, method, None, progress_display(False))
+    else:
+        assert to is not None
+        lines = export_program(path, to, form, method, progress_display(False))
+    for line in lines:
+        click.echo(line)
 
 
 @click.command()
