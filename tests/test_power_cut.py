@@ -253,6 +253,18 @@ def test_a_power_cut_loses_nothing_that_was_noted(
     check(cases[:5] + cases[-4:], *watched, images, tmp_path)  # the others are commits, too
 
 
+def test_what_was_finished_is_still_there(watched: tuple[Recorder, Path], tmp_path: Path) -> None:
+    """With the folders that it lies in; and so is what was noted on the way."""
+    recorder, made = watched
+    before = {moment.before: moment for moment in recorder.moments}
+    done = before[f"rmdir {FOLDER}/{JOURNAL}"]
+    noted = before[f"unlink {FOLDER}/train/shard_00.beton.sizes.partial"]
+    for name, moment in (("done", done), ("noted", noted)):
+        leave(moment, recorder.top, "all lost", tmp_path / name, random.Random(0))
+    assert files_of(tmp_path / "done" / FOLDER).keys() >= files_of(made).keys()
+    assert (tmp_path / "noted" / FOLDER / JOURNAL / "state").exists()
+
+
 @pytest.mark.chaos
 def test_a_power_cut_at_every_moment_loses_nothing_that_was_noted(
     watched: tuple[Recorder, Path], images: Path, tmp_path: Path
