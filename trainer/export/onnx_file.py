@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.progress import ProgressBar
 from trainer.export.compare import check_answers, check_planes, example_images
 from trainer.export.module import ImageClassifier
+from trainer.export.trace import IMAGES
 from trainer.fusion.classifier import FusedClassifier
 
 MODEL, WEIGHTS = "model.onnx", "weights.data"
@@ -38,7 +39,7 @@ def write_onnx(
     prep = classifier.data.preparation
     module = ImageClassifier(classifier)
     with progress_bar("translating", len(classifier.planes), "networks") as advance:
-        model, front = onnx_graph.compose(module, example_images(prep, 2), advance)
+        model, front = onnx_graph.compose(module, example_images(prep, IMAGES), advance)
     model.metadata_props["spectral"] = json.dumps(facts, ensure_ascii=False)
     split = onnx_graph.weight_bytes(model) > LARGEST
     path = directory / MODEL
