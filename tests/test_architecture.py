@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
 SHARED = {
     *("format.beton", "format.manifest", "format.zstd", "planes.imaging"),
+    "planes.kernels.analyse",  # its constants, for the exported split
     *("preparation", "transforms", "catalogue"),
     *("console", "cpus", "errors", "files"),
 }
@@ -34,7 +35,7 @@ LAYERS = {
         ("reports",),
         ("run",),
         ("jobs", "fusion"),
-        ("demo",),
+        ("demo", "export"),
     ),
 }
 HEAVY = {"torch", "ffcv", "numba", "torchvision"}

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.progress import ProgressBar
 from trainer.export.compare import check_answers, check_planes, example_images
 from trainer.export.module import ImageClassifier
 from trainer.export.trace import IMAGES
 from trainer.fusion.classifier import FusedClassifier
+from trainer.fusion.ensemble import ProgressBar
 
 MODEL, WEIGHTS = "model.onnx", "weights.data"
 LARGEST = 2**31 - 2**26  # bytes of weights in one file: protobuf ends at 2 GiB

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pipeline.progress import ProgressBar
 from trainer.export.compare import check_answers, check_planes, example_images
 from trainer.export.module import ImageClassifier
 from trainer.export.trace import IMAGES, traced
 from trainer.fusion.classifier import FusedClassifier
+from trainer.fusion.ensemble import ProgressBar
 
 MODEL = "model.pt2"
 
