@@ -164,15 +164,14 @@ def test_what_answers_otherwise_is_not_written(
     with monkeypatch.context() as patched:
         patched.setattr(split, "ROUNDING", 0.5)
         for form in ("onnx", "pt2"):
-            done = export(small, "--to", tmp_path / "b", "--format", form)
+            done = export(small / "shard_01", "--to", tmp_path / "b", "--format", form)
             assert done.returncode == 1
             assert "are not those of `spectral prepare`" in done.stderr
     with monkeypatch.context() as patched:
         patched.setattr(module.Back, "forward", lambda self, *x: sum(x).reshape(len(x[0]), 3))
-        for form in ("onnx", "pt2"):
-            done = export(small, "--to", tmp_path / "c", "--format", form)
-            assert done.returncode == 1
-            assert "torch.export cannot take this classifier: Constraints" in done.stderr
+        done = export(small, "--to", tmp_path / "c", "--format", "pt2")
+        assert done.returncode == 1
+        assert "torch.export cannot take this classifier: Constraints" in done.stderr
     assert not [*tmp_path.iterdir()]
 
 
