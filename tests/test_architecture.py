@@ -15,6 +15,7 @@ from tests.conftest import ROOT
 SHARED = {
     *("format.beton", "format.manifest", "format.parts", "format.samples", "format.zstd"),
     *("planes.imaging", "preparation", "transforms", "catalogue"),
+    "planes.kernels.analyse",  # its constants, for the exported split
     *("console", "limits", "errors", "files", "ranges"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
@@ -46,7 +47,7 @@ LAYERS = {
         ("run",),
         ("jobs", "fusion"),
         ("cluster",),
-        ("demo",),
+        ("demo", "export"),
     ),
 }
 HEAVY = {"torch", "ffcv", "numba", "torchvision"}

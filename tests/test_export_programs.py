@@ -23,6 +23,7 @@ from tests.test_fusion import LABEL, ensembled, train
 from trainer import FusedClassifier
 from trainer.export import module, onnx_file, onnx_graph, split
 from trainer.export.module import Front
+from trainer.export.trace import traced
 
 SMALL = ("--set", "model=fc2", "--set", "model_args.width=16")
 SMALL_LABEL = "digits+batch_size=16+epochs=2+model=fc2+model_args.width=16"
@@ -40,11 +41,11 @@ def group(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three networks that take little time to translate, two of them of a kind; pooled otherwise,
-    on dct2 planes.
+    """Three networks that take little time to translate, two of them of a kind (their planes have
+    mirror images of the same sign); pooled otherwise, on dct2 planes.
     """
     root = tmp_path_factory.mktemp("small")
-    for shard in ("1", "2", "0+3"):
+    for shard in ("1", "3", "0+2"):
         train(data / RAW, root, "--shard", shard, *SMALL)
     ensembled(data / RAW, root, "--method", "average", "--over", "probabilities", "--flip")
     return root / RAW / SMALL_LABEL
@@ -82,7 +83,7 @@ def test_planes_in_onnx_runtime_are_those_of_the_kernels(
                        layout=layout)  # fmt: skip
     images, planes = images_and_planes(prep, 8)
     front = Front(split.Split(prep), [tuple(range(p * p))])
-    program = onnx_graph.traced(front, (images[:2],))
+    program = traced(front, (images[:2],))
     model = onnx_graph.translated(program, ["images"], ["planes"])
     session = onnxruntime.InferenceSession(
         onnx_graph.ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"]
@@ -154,7 +155,7 @@ def test_what_one_file_cannot_hold_lies_beside_it(
 def test_what_answers_otherwise_is_not_written(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights of another network; planes rounded otherwise; an answer to one image alone."""
+    """Weights of another network; planes rounded otherwise; answers to two images alone."""
     with monkeypatch.context() as patched:
         patched.setattr(onnx_graph, "_give_weights", lambda graph, program: None)
         done = export(small, "--to", tmp_path / "a", "--format", "onnx")
@@ -163,13 +164,14 @@ def test_what_answers_otherwise_is_not_written(
     with monkeypatch.context() as patched:
         patched.setattr(split, "ROUNDING", 0.5)
         for form in ("onnx", "pt2"):
-            done = export(small, "--to", tmp_path / "b", "--format", form)
+            done = export(small / "shard_01", "--to", tmp_path / "b", "--format", form)
             assert done.returncode == 1
             assert "are not those of `spectral prepare`" in done.stderr
     with monkeypatch.context() as patched:
-        patched.setattr(module.Back, "forward", lambda self, *x: torch.stack(x).sum(0)[:1])
+        patched.setattr(module.Back, "forward", lambda self, *x: sum(x).reshape(len(x[0]), 3))
         done = export(small, "--to", tmp_path / "c", "--format", "pt2")
         assert done.returncode == 1
+        assert "torch.export cannot take this classifier: Constraints" in done.stderr
     assert not [*tmp_path.iterdir()]
 
 
@@ -213,11 +215,16 @@ def test_fifty_photographs_without_this_tool(group: Path, source: Path, tmp_path
     done = subprocess.run([python, "alone.py", *images], cwd=to, env=env, check=True,
                           capture_output=True, text=True)  # fmt: skip
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    listed = spectral_here("predict", "--runs", group, "--format", "jsonl", "--top", 1, *images)
+    listed = spectral_here("predict", "--runs", group, "--format", "jsonl", "--top", 2, *images)
     own = [json.loads(line) for line in listed.stdout.splitlines()]
     assert [row[0] for row in found] == [row["image"] for row in own]
-    best = [row["classes"][0] for row in own]
-    assert [row[1] for row in found] == [one["class"] for one in best]
-    apart = [abs(row[2] - one["probability"]) for row, one in zip(found, best, strict=True)]
-    print(f"largest difference of a probability: {max(apart):.2g}")  # noqa: T201
-    assert max(apart) < 0.02  # libjpeg and Pillow are other ones there
+    # Pillow and libjpeg are other ones there: a few pixels differ by a level, and ties break
+    # otherwise.
+    others = 0
+    for (_, name, probability), row in zip(found, own, strict=True):
+        first, second = row["classes"][:2]
+        others += name != first["class"]
+        near = {one["class"]: one["probability"] for one in (first, second)}
+        assert abs(probability - near[name]) < 0.1, row
+        assert name == first["class"] or first["probability"] - second["probability"] < 0.05, row
+    assert others <= 2

@@ -10,8 +10,6 @@ import torch
 from pipeline import __version__
 from pipeline.errors import ConfigError
 from pipeline.format import manifest
-from pipeline.progress import ProgressBar
-from trainer.export import artefact
 from trainer.export.card import card
 from trainer.export.folder import check_free, whole_folder
 from trainer.export.onnx_file import write_onnx
@@ -20,7 +18,9 @@ from trainer.export.preprocess import preprocessing
 from trainer.export.pt2_file import write_pt2
 from trainer.export.save import save
 from trainer.export.split import image_side
+from trainer.fusion import artefact
 from trainer.fusion.classifier import FusedClassifier
+from trainer.fusion.ensemble import ProgressBar
 from trainer.fusion.selected import selected
 
 CLASSIFIER = "classifier.json"

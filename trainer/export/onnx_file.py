@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.progress import ProgressBar
 from trainer.export.compare import check_answers, check_planes, example_images
 from trainer.export.module import ImageClassifier
+from trainer.export.trace import IMAGES
 from trainer.fusion.classifier import FusedClassifier
+from trainer.fusion.ensemble import ProgressBar
 
 MODEL, WEIGHTS = "model.onnx", "weights.data"
 LARGEST = 2**31 - 2**26  # bytes of weights in one file: protobuf ends at 2 GiB
@@ -38,7 +39,7 @@ def write_onnx(
     prep = classifier.data.preparation
     module = ImageClassifier(classifier)
     with progress_bar("translating", len(classifier.planes), "networks") as advance:
-        model, front = onnx_graph.compose(module, example_images(prep, 2), advance)
+        model, front = onnx_graph.compose(module, example_images(prep, IMAGES), advance)
     model.metadata_props["spectral"] = json.dumps(facts, ensure_ascii=False)
     split = onnx_graph.weight_bytes(model) > LARGEST
     path = directory / MODEL

@@ -15,19 +15,19 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer.export.module import ImageClassifier
+from trainer.export.trace import IMAGES, plain_errors, traced
 
 OPSET, IR_VERSION = 18, 8  # what ONNX Runtime 1.14 and later ones read
-_TRACED = 2  # images: a batch of 1 would be fixed
 
 
 def compose(
     module: ImageClassifier, images: Tensor, advance: Callable[[int, str], None]
 ) -> tuple[ir.Model, ir.Model]:
     """The model, and its part that makes planes of images, by itself. images: at least two."""
-    images = images[:_TRACED]
+    images = images[:IMAGES]
     with torch.no_grad():
         planes = module.front(images)
         logits = [n(v) for n, v in zip(module.networks, planes, strict=True)]
@@ -66,22 +66,12 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def traced(module: nn.Module, examples: tuple[Tensor, ...]) -> Any:
-    """By torch.export, for batches of any size."""
-    shapes = [{0: torch.export.Dim.DYNAMIC} for _ in examples]
-    variadic = len(examples) > 1
-    return torch.export.export(
-        module.eval(), examples, dynamic_shapes=(tuple(shapes),) if variadic else tuple(shapes),
-        strict=False,
-    )  # fmt: skip
-
-
 def translated(program: Any, inputs: Sequence[str], outputs: Sequence[str]) -> ir.Model:
     """By torch's exporter, which says much that is of no use here."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with plain_errors("ONNX"), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             found: Any = torch.onnx.export(
                 program, (), dynamo=True, opset_version=OPSET, optimize=False, verbose=False,

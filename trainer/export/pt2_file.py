@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pipeline.progress import ProgressBar
 from trainer.export.compare import check_answers, check_planes, example_images
 from trainer.export.module import ImageClassifier
+from trainer.export.trace import IMAGES, traced
 from trainer.fusion.classifier import FusedClassifier
+from trainer.fusion.ensemble import ProgressBar
 
 MODEL = "model.pt2"
-_TRACED = 2  # images: a batch of 1 would be fixed
 
 
 def write_pt2(
@@ -24,13 +24,7 @@ def write_pt2(
     """model.pt2; what to know of it. MismatchError if it answers otherwise than the classifier."""
     prep, path = classifier.data.preparation, directory / MODEL
     with progress_bar("tracing", len(classifier.planes), "networks") as advance:
-        traced = ImageClassifier(classifier, advance)
-        program = torch.export.export(
-            traced,
-            (example_images(prep, _TRACED),),
-            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
-            strict=False,
-        )
+        program = traced(ImageClassifier(classifier, advance), (example_images(prep, IMAGES),))
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # names files of this machine

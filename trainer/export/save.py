@@ -7,10 +7,10 @@ from typing import Any
 from pipeline import __version__
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
-from pipeline.progress import ProgressBar
-from trainer.export import artefact
-from trainer.export.tensors import join
+from trainer.fusion import artefact
+from trainer.fusion.ensemble import ProgressBar
 from trainer.fusion.selected import Selected
+from trainer.fusion.tensors import join
 from trainer.record.rundir import folder
 from trainer.record.weights import load_weights
 from trainer.run.network import recipe_of

@@ -17,7 +17,7 @@ from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
 from pipeline.limits import usable_cores
 from pipeline.planes.imaging import image_to_values
-from trainer.export import artefact
+from trainer.fusion import artefact
 from trainer.fusion.panel import planes_of
 from trainer.fusion.pooling import Pooling
 from trainer.fusion.selected import selected

@@ -92,7 +92,7 @@ def ensemble(
 
 
 @click.command()
-@click.argument("path", metavar="RUN|GROUP", type=PATH)
+@click.argument("path", metavar="RUN|GROUP|EXPORTED", type=PATH)
 @data_options
 @click.option("--split", default="val", show_default=True, help="What to measure on.")
 @click.option("--method", type=click.Choice(METHODS), help="In place of the group's own.")
@@ -169,7 +169,7 @@ def plan(
 
 
 @click.command()
-@click.argument("path", metavar="RUN|GROUP", type=PATH)
+@click.argument("path", metavar="RUN|GROUP|EXPORTED", type=PATH)
 @click.option("--to", type=PATH, help="The folder to write; it must not be there yet.")
 @click.option(
     "--format", "form", type=click.Choice(EXPORTS), default=EXPORTS[0], show_default=True,

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline.errors import ConfigError, SourceError
-from trainer.export.artefact import CONFIG
+from trainer.fusion.artefact import CONFIG
 from trainer.fusion.classifier import FusedClassifier, Guess
 from trainer.fusion.ensemble import NAME
 

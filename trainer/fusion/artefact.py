@@ -15,8 +15,8 @@ import torch
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
-from trainer.export.tensors import tensors_of
 from trainer.fusion.pooling import Pooling
+from trainer.fusion.tensors import tensors_of
 from trainer.recipes.recipe import Recipe, build
 from trainer.record.rundir import folder
 from trainer.record.weights import digest_of
