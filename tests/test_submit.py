@@ -1,7 +1,11 @@
 """What is submitted, without a Slurm: the site's file, scripts, manifests, and who goes on."""
 
 import json
+import os
 import subprocess
+import threading
+import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,16 @@ from trainer.cluster import again
 from trainer.cluster.again import FailedError, check
 from trainer.cluster.site import Site, load
 from trainer.cluster.tasks import assign
+from trainer.record import status
+from trainer.record.rundir import RunDir
 from trainer.record.status import Status
 from trainer.record.status import read as read_status
 
 SMALL = ("--recipe", "digits", "--set", "batch_size=16", "--name", "x")
+
+
+def locked(run: Path) -> AbstractContextManager[None]:
+    return RunDir(run).locked()
 
 
 def submit(data: Path, runs: Path, *options: object, site: str = "") -> str:
@@ -145,9 +155,9 @@ def test_preemptions_are_not_counted_but_starts_without_progress_are(tmp_path: P
 
 def test_an_error_is_final_and_said(tmp_path: Path) -> None:
     run = run_directory(tmp_path)
-    for status in (1, 2, 126):
+    for failure in (1, 2, 126):
         with pytest.raises(FailedError, match="the disk is full; more in "):
-            end(run, status)
+            end(run, failure)
     state = read_status(run)
     assert state is not None
     assert (state.state, state.error) == ("failed", "the disk is full")
@@ -162,6 +172,44 @@ def test_parts_get_on_by_rows_and_merges_by_shards(tmp_path: Path) -> None:
     with pytest.raises(FailedError, match="given up"):
         check(tmp_path, 137, 3)
     assert not (tmp_path / "status.json").exists()
+
+
+# locks that a file system keeps within one machine
+
+
+def trained_elsewhere(run: Path, job: str | None) -> None:
+    Status(run).update(state="training")
+    path = run / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "elsewhere", "job": job}))
+
+
+def test_a_run_whose_other_machine_is_heard_of_again_is_busy(tmp_path: Path) -> None:
+    trained_elsewhere(tmp_path, "12_3")
+    beat = threading.Timer(1.5, os.utime, (tmp_path / "status.json",))
+    beat.start()
+    with pytest.raises(ConfigError, match=r"another process trains .*elsewhere"), locked(tmp_path):
+        pass
+
+
+def test_a_run_whose_other_machine_is_silent_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status, "ALIVE", 2.0)
+    trained_elsewhere(tmp_path, "12_3")
+    began = time.monotonic()
+    with locked(tmp_path):
+        assert time.monotonic() - began > 1
+
+
+def test_a_job_that_went_back_into_the_queue_does_not_wait_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    trained_elsewhere(tmp_path, "12_3")
+    began = time.monotonic()
+    with locked(tmp_path):
+        assert time.monotonic() - began < 1
 
 
 # Kubernetes
