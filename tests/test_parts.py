@@ -88,6 +88,9 @@ def test_merged_parts_are_the_bytes_of_one_machine(
     assert files_of(out) == whole(source, tmp_path / "whole", *more)
     assert not (directory / "parts").exists()
     assert "already finished:" in spectral_here("merge", directory).stdout
+    other = spectral_here(*words(source / "train", out, "--part", "1/5", *more))
+    assert other.returncode == 1
+    assert "was made otherwise: source was" in other.stderr
     assert spectral_here("verify", directory).returncode == 0
 
 

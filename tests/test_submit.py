@@ -245,3 +245,36 @@ def test_the_manifest_of_kubernetes_is_what_its_schema_wants(data: Path, tmp_pat
                             "--runs", tmp_path, *SMALL, "--engine", "kubernetes")  # fmt: skip
     assert refused.returncode == 2
     assert "say --dry-run too" in refused.stderr
+
+
+# a preparation
+
+
+def test_a_preparation_is_three_jobs_that_say_all_options_again(tmp_path: Path) -> None:
+    out = tmp_path / "out put"
+    command = ("submit", "prepare", "toy", "--source", tmp_path, "--splits", 4, "--size", 32,
+               "--classes", "all", "--test-split", "--max-bad", 7, "--out", out, "--dry-run",
+               "--cpus", 3)  # fmt: skip
+    done = spectral_here(*command, "--parts", 12, "--", "--mem=3G")
+    assert done.returncode == 0, done.stderr
+    scripts = done.stdout.split("#!/bin/bash")[1:]
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+        assert "#SBATCH --mem=3G\n" in script
+        assert "#SBATCH --cpus-per-task=3\n" in script
+    listing, array, merging = scripts
+    words = f"prepare toy --source {tmp_path} --out '{out}' --splits 4 --size 32"
+    more = "--classes all --test-split --max-bad 7 --workers 3 --part"
+    assert f"{words} {more} 0/12 " in listing
+    assert f'{words} {more} "$SLURM_ARRAY_TASK_ID/12" ' in array
+    assert "#SBATCH --array=1-12\n" in array
+    assert "sbatch --dependency=afterok:LIST prepare.sh" in listing
+    assert f"merge --max-bad 7 '{out}/toy/sub4-s32-all-test' " in merging
+    assert not out.exists()
+    for wrong, exit_status, said in (
+        (("--parts", 1001), 1, "an array has room for 1000 here"),
+        (("--parts", 2, "--overwrite"), 2, "--overwrite is not for jobs"),
+    ):
+        done = spectral_here(*command, *wrong)
+        assert done.returncode == exit_status
+        assert said in done.stderr
