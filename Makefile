@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test gpu chaos lint bench clean
+.PHONY: setup demo test test-312 gpu chaos lint bench clean
 
 setup: .venv/.done
 
@@ -17,6 +17,14 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not serial and not chaos and not gpu"
 	$(BIN)/pytest -m "serial and not chaos"
+
+# The tests that start no processes, with Python 3.12 in an environment of its own
+test-312: .venv-312/.done
+	OMP_NUM_THREADS=1 .venv-312/bin/pytest -n 2 --dist loadfile -m "not serial and not chaos and not gpu"
+
+.venv-312/.done: pyproject.toml requirements/lock.txt requirements/install.sh
+	requirements/install.sh python3.12 .venv-312
+	@touch $@
 
 # What only a GPU can show; on a machine without one it fails
 gpu: setup
@@ -43,4 +51,4 @@ bench: setup
 	$(BIN)/python benchmarks/open.py
 
 clean:
-	rm -rf .venv demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-312 demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

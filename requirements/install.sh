@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sets up .venv from nothing on Debian or Ubuntu; run again, it does what is missing.
-# Usage: requirements/install.sh [PYTHON]     (from the top of the checkout; `make setup`)
+# Sets up .venv, or VENV, from nothing on Debian or Ubuntu; run again, it does what is missing.
+# Usage: requirements/install.sh [PYTHON [VENV]]     (from the top of the checkout; `make setup`)
 set -euo pipefail
-python=${1:-python3}
+python=${1:-python3} venv=${2:-.venv}
 packages=(python3 python3-venv python3-dev g++ make pkg-config libopencv-dev libturbojpeg0-dev
           libjpeg-dev zlib1g-dev libwebp-dev libfreetype-dev libzstd1)
 lock=requirements/lock.txt
@@ -26,31 +26,32 @@ fi
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "$("$python" --version) is too old: name Python 3.11 or newer, as in make setup PYTHON=python3.12"
-[[ -x .venv/bin/pip ]] || "$python" -m venv .venv
+[[ -x $venv/bin/pip ]] || "$python" -m venv "$venv"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-pip=(.venv/bin/python -m pip install --quiet --no-deps)
+pip=($venv/bin/python -m pip install --quiet --no-deps)
 
 # The lines of the lock file for some packages, a regular expression of their names.
 pick() { awk -v name="^($1)==" '$0 ~ name {on = 1} on {print} on && !/\\$/ {on = 0}' "$lock"; }
 
 # 1. What packages that come as source are built with, so that nothing unpinned is fetched.
-pick 'editables|hatchling|packaging|pathspec|pluggy|pybind11|setuptools|trove-classifiers|wheel' >.venv/build.txt
-"${pip[@]}" --require-hashes -r .venv/build.txt
+pick 'editables|hatchling|packaging|pathspec|pluggy|pybind11|setuptools|trove-classifiers|wheel' >$venv/build.txt
+"${pip[@]}" --require-hashes -r $venv/build.txt
 # 2. pillow-simd, compiled for this processor; no wheel of it may be kept for another one.
-pick pillow-simd >.venv/pillow-simd.txt
+pick pillow-simd >$venv/pillow-simd.txt
 cc=cc
 if grep -qw avx2 /proc/cpuinfo; then cc="cc -mavx2"; fi
 CC=$cc "${pip[@]}" --no-cache-dir --no-build-isolation --no-binary pillow-simd \
-    --require-hashes -r .venv/pillow-simd.txt
-# 3. Everything else, several gigabytes, by uv, which fetches and unpacks side by side; and this
-#    project itself.
+    --require-hashes -r $venv/pillow-simd.txt
+# 3. Everything else, several gigabytes, by uv, which fetches and unpacks side by side, or by pip
+#    where only pip knows the way to the packages; and this project itself.
 "${pip[@]}" --require-hashes -r <(pick uv)
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation \
-    --require-hashes -r "$lock"
+everything=(--quiet --no-deps --no-build-isolation --require-hashes -r "$lock")
+$venv/bin/uv pip install --python $venv/bin/python "${everything[@]}" ||
+    $venv/bin/python -m pip install "${everything[@]}"
 "${pip[@]}" --no-build-isolation --editable .
 
 # pillow-simd stands in for pillow, opencv-python-headless for opencv-python; nothing else may lack.
-lacking=$(.venv/bin/python -m pip check |
+lacking=$($venv/bin/python -m pip check |
     grep -vE 'requires (pillow|opencv-python), which is not installed|^No broken' || :)
 [[ -z $lacking ]] || fail "the environment is not consistent:
 $lacking"

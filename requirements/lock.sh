@@ -3,6 +3,6 @@
 # Usage: requirements/lock.sh [--upgrade]     (from the top of the checkout; needs uv)
 set -euo pipefail
 uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-    --no-header --no-annotate --override requirements/overrides.txt --extra tensorboard \
-    --group dev --group build \
+    --no-header --no-annotate --override requirements/overrides.txt --extra export \
+    --extra tensorboard --group dev --group build \
     "$@" pyproject.toml requirements/extra.in -o requirements/lock.txt

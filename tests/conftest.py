@@ -115,12 +115,26 @@ def data(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     return out
 
 
+def leave_out(why: str) -> None:
+    """A test that needs a program which is not there; in CI all are."""
+    assert "SPECTRAL_TESTS_NEED_ALL" not in os.environ, why
+    pytest.skip(why)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """A browser, Debian's package chromium."""
+    found = shutil.which("chromium")
+    if found is None:
+        leave_out("there is no chromium: apt-get install chromium")
+    return str(found)
+
+
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A Slurm of our own; without its packages the test is left out, but not in CI."""
     if why := missing():
-        assert "SPECTRAL_TESTS_NEED_SLURM" not in os.environ, why
-        pytest.skip(why)
+        leave_out(why)
     with running(tmp_path_factory.mktemp("slurm")) as found:
         yield found
 

@@ -94,11 +94,13 @@ def test_without_the_data_there_is_a_page_without_pictures(group: Path, tmp_path
 
 @pytest.mark.serial
 @pytest.mark.parametrize("width", [400])
-def test_a_browser_shows_it_without_a_complaint(group: Path, tmp_path: Path, width: int) -> None:
+def test_a_browser_shows_it_without_a_complaint(
+    chromium: str, group: Path, tmp_path: Path, width: int
+) -> None:
     """A real Chromium, which says in its log when a page wants what its policy forbids."""
     assert report(group, tmp_path / "page.html").returncode == 0
     picture = tmp_path / "page.png"
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
                "--v=0", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000",
                f"--screenshot={picture}"]  # fmt: skip
     page = (tmp_path / "page.html").read_text()

@@ -21,7 +21,7 @@ from pipeline.format import beton_writer, manifest
 from pipeline.format.beton_writer import Mark
 from pipeline.preparation import preparation
 from pipeline.stage import journal, run, samples
-from pipeline.stage.journal import Journal, load
+from pipeline.stage.journal import Journal, load, save
 from pipeline.stage.resume import State
 from pipeline.stage.write import Shards
 from tests.conftest import AS_ROOT, ROOT, spectral_here
@@ -236,6 +236,20 @@ def test_the_journal_drops_what_a_crash_cut_off(tmp_path: Path) -> None:
     journal = Journal(path)
     assert len(list(journal.read())) < 5
     journal.close()
+
+
+def test_a_digit_that_has_changed_is_not_read(tmp_path: Path) -> None:
+    """Though what is left is a record still: in a journal, and in what is written whole."""
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    journal.append({"n": 1}, {"n": 2}, {"n": 3})
+    path.write_bytes(path.read_bytes().replace(b'"n":2', b'"n":7'))
+    assert list(journal.read()) == [{"n": 1}]
+    journal.close()
+    save(tmp_path / "state", {"rows": 10})
+    (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes().replace(b"10", b"90"))
+    with pytest.raises(DamagedError, match="state is not what was written"):
+        load(tmp_path / "state")
 
 
 def test_a_long_run_leaves_a_state_as_small_as_a_short_one(tmp_path: Path) -> None:

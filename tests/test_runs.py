@@ -96,16 +96,20 @@ def test_a_status_forgets_what_is_void(tmp_path: Path) -> None:
     assert found.seconds_left == pytest.approx(14, abs=0.01)  # 2 steps took 1 s, 28 are left
 
 
+def bytes_read() -> int:
+    """By this process so far, from files in the page cache too."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 def test_the_status_of_a_long_log_is_read_from_its_ends(tmp_path: Path) -> None:
-    """Of 9 MB, a hundred times in seconds; what the first row says is known all the same."""
+    """Of 9 MB a part; what the first row says is known all the same."""
     rows = [start(0, epochs=70_000)]
     rows += [trained(step, loss=0.5, wait=0.01) for step in range(1, 60_000)]
     path = write(tmp_path, [*rows, measured(59_999, 0.8)]) / "log.jsonl"
     assert path.stat().st_size > 5 << 20
-    began = time.monotonic()
-    for _ in range(100):
-        found = runlog.status(path)
-    assert time.monotonic() - began < 5
+    before = bytes_read()
+    found = runlog.status(path)
+    assert bytes_read() - before < path.stat().st_size / 4
     assert (found.step, found.steps, found.epochs, found.best("calib")) == (59_999, 40, 70_000, 0.8)
 
 

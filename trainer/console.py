@@ -11,6 +11,7 @@ from pipeline.console import PATH, Echo, apply
 METHODS = ("learned", "average", "geometric", "single-best", "subset")  # to fuse networks
 OVER = ("logits", "probabilities")  # that are fused
 FORMS = ("table", "csv", "jsonl")  # of predictions
+EXPORTS = ("safetensors", "onnx", "pt2")  # forms of a classifier for others
 _WIDTH = 1000  # characters: lines are never broken, so that they can be searched
 
 data_options = apply(

@@ -36,7 +36,10 @@ class Normaliser(nn.Module):
         """(B, C, h, w) centred integers, of any dtype, of a group (B, g·C, h, w) or (B, g, C, h,
         w) → (B, C, h, w) or (B, g·C, h, w) float32, about zero mean and unit variance.
         """
-        batch, (height, width) = len(values), values.shape[-2:]
+        batch, (height, width) = (
+            values.shape[0],
+            values.shape[-2:],
+        )  # len() would be fixed in exports
         planes, channels, _ = self.weight.shape
         with torch.autocast(values.device.type, enabled=False):
             pixels = values.float().reshape(batch * planes, channels, height * width)

@@ -1,13 +1,10 @@
 """The fused classifier: what a user takes home, in one object."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,17 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.errors import BadImageError, ConfigError, DamagedError, SourceError
+from pipeline.errors import BadImageError, SourceError
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
 from pipeline.limits import usable_cores
 from pipeline.planes.imaging import image_to_values
-from trainer.fusion.ensemble import NAME
-from trainer.fusion.members import Member
+from trainer.export import artefact
 from trainer.fusion.panel import planes_of
 from trainer.fusion.pooling import Pooling
+from trainer.fusion.selected import selected
 from trainer.process.device import pick_device
-from trainer.record.rundir import folder
 from trainer.run.evaluate import Predictor
 from trainer.run.network import load_predictor
 
@@ -74,37 +70,19 @@ class FusedClassifier(nn.Module):
         device: torch.device | None = None,
     ) -> "FusedClassifier":
         """The networks of weight above 0 of a group of runs that `spectral ensemble` has fused,
-        with its weights, or those of another `method`; or a single run. ConfigError, DamagedError.
+        with its weights, or those of another `method`; a single run; or a folder that `spectral
+        export` has written. ConfigError, DamagedError.
         """
         directory, device = Path(path), device or pick_device()
-        if (directory / NAME).exists():
-            return cls._of_group(directory, method, device)
-        if (directory / "result.json").exists():
-            member = Member.of(directory)
-            return cls._of_members([member], Pooling((1.0,)), device)
-        raise ConfigError(
-            f"{directory} is no classifier: name a finished run, or a group of runs after "
-            "`spectral ensemble`"
-        )
-
-    @classmethod
-    def _of_group(cls, group: Path, method: str | None, device: torch.device) -> "FusedClassifier":
-        pooling, rows = read_ensemble(group, method)
-        used = [(row, w) for row, w in zip(rows, pooling.weights, strict=True) if w > 0]
-        members = []
-        for row, _ in used:
-            members.append(Member.of(group / folder(tuple(row["planes"]))))
-            members[-1].check_unchanged(row["digest"])
-        own = Pooling(tuple(w for _, w in used), pooling.temperature, pooling.over)
-        return cls._of_members(members, own, device)
-
-    @classmethod
-    def _of_members(
-        cls, members: Sequence[Member], pooling: Pooling, device: torch.device
-    ) -> "FusedClassifier":
-        data = manifest.load(members[0].run.path)
-        predictors = [load_predictor(m.run, data, m.planes, device) for m in members]
-        return cls(data, predictors, [m.planes for m in members], pooling)
+        if (directory / artefact.CONFIG).exists():
+            return cls(*artefact.read(directory, method, device))
+        found = selected(directory, method)
+        data = manifest.load(found.members[0].run.path)
+        predictors = [
+            load_predictor(member.run, data, member.planes, device, flip=found.flip)
+            for member in found.members
+        ]
+        return cls(data, predictors, [member.planes for member in found.members], found.pooling)
 
     @property
     def device(self) -> torch.device:
@@ -180,37 +158,6 @@ class FusedClassifier(nn.Module):
         order = np.argsort(-probabilities.numpy(), kind="stable")[:top]
         names = self.data.class_names or self.data.classes
         return [Guess(self.data.classes[c], names[c], float(probabilities[c])) for c in order]
-
-
-def read_ensemble(group: Path, method: str | None = None) -> tuple[Pooling, list[dict[str, Any]]]:
-    """How the networks of a group are pooled, and the row of each in ensemble.json."""
-    with _reading(group) as content:
-        chosen = method or content["method"]
-        if chosen not in content["fused"]:
-            there = ", ".join(content["fused"])
-            raise ConfigError(f"{group / NAME} has no method {chosen}: there are {there}")
-        found, rows = Pooling.read(content["fused"][chosen]), content["networks"]
-        if len(found.weights) != len(rows):
-            raise ValueError(f"{len(found.weights)} weights of {len(rows)} networks")
-        return found, [{"planes": row["planes"], "digest": row["digest"]} for row in rows]
-
-
-def default_method(group: Path) -> str:
-    """What predictions of a fused group are made with."""
-    with _reading(group) as content:
-        return str(content["method"])
-
-
-@contextmanager
-def _reading(group: Path) -> Iterator[dict[str, Any]]:
-    """The content of ensemble.json, and its errors."""
-    path = group / NAME
-    try:
-        yield json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{path} is damaged: run `spectral ensemble` again") from error
 
 
 def _try_planes(image: ImageLike, data: Manifest) -> NDArray[np.int8] | SourceError:

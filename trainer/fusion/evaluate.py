@@ -17,12 +17,13 @@ from pipeline.format import manifest, samples
 from pipeline.format.manifest import Manifest
 from trainer.data.groups import open_split
 from trainer.data.selection import Prepared
-from trainer.fusion.classifier import FusedClassifier, default_method
+from trainer.fusion.classifier import FusedClassifier
 from trainer.fusion.ensemble import ProgressBar
 from trainer.fusion.figures import paired
 from trainer.fusion.measure import Measured, measure
 from trainer.fusion.outcomes import NAME as OUTCOMES
 from trainer.fusion.outcomes import read_outcomes
+from trainer.fusion.selected import default_method
 from trainer.run.spec import NAME as SPEC
 from trainer.run.spec import RunSpec
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipeline.errors import ConfigError, SourceError
+from trainer.export.artefact import CONFIG
 from trainer.fusion.classifier import FusedClassifier, Guess
 from trainer.fusion.ensemble import NAME
 
@@ -97,8 +98,10 @@ def _csv(cells: list[str]) -> str:
 
 
 def select_classifier(runs: Path, dataset: str | None, recipe: str | None) -> Path:
-    """The group of runs with an ensemble.json that fits; `runs` itself may be one, or a run."""
-    if (runs / NAME).exists() or (runs / "result.json").exists():
+    """The group of runs with an ensemble.json that fits; `runs` itself may be one, a run, or a
+    folder that `spectral export` wrote.
+    """
+    if any((runs / name).exists() for name in (NAME, "result.json", CONFIG)):
         return runs
     groups = sorted(path.parent for path in runs.glob(f"{dataset or '*'}/*/*/{NAME}"))
     exact = [group for group in groups if recipe is None or group.name == recipe]

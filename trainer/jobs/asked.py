@@ -42,18 +42,20 @@ def runs_asked_for(
         compile_network=compile_network,
         tensorboard=tensorboard,
     )
+    splits = prepared.manifest.preparation.splits
+    numbers = None if shards is None else parse_shards(shards, splits)
+    planned = None if plan_file is None else read_plan(plan_file)
+    if numbers is None and planned is None:
+        raise ConfigError("name the shards to train: --shard all, or --plan FILE")
     if model is not None:
         settings = (f"model={model}", *settings)
     common: dict[str, Any] = {"init": init, "init_shard": init_shard, "execution": execution}
-    root, splits = runs_root(runs), prepared.manifest.preparation.splits
-    numbers = None if shards is None else parse_shards(shards, splits)
+    root = runs_root(runs)
 
     def specs_of(changes: tuple[str, ...], folder: str | None) -> list[RunSpec]:
-        if plan_file is not None:
-            planned = read_plan(plan_file)
+        if planned is not None:
             return plan_specs(prepared, planned, numbers, changes, root, name=folder, **common)
-        if numbers is None:
-            raise ConfigError("name the shards to train: --shard all, or --plan FILE")
+        assert numbers is not None
         return make_specs(prepared, numbers, recipe, changes, root, name=folder, **common)
 
     specs = specs_of(settings, name)

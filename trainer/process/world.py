@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -73,8 +74,8 @@ class World:
         minutes (NCCL) or 30 (gloo), as if a process were lost. One that is takes the others along.
         """
         if self.size > 1:
-            group = dist.new_group(backend="gloo", timeout=_LONG)
-            dist.barrier(group)  # type: ignore[arg-type]
+            group: Any = dist.new_group(backend="gloo", timeout=_LONG)
+            dist.barrier(group)
             dist.destroy_process_group(group)
 
 

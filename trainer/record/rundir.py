@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "numba": numba.__version__,
+        "timm": version("timm"),  # without importing it, which takes seconds
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     if torch.cuda.is_available():

@@ -36,7 +36,7 @@ def save_weights(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     # batch norm's buffers may be of one memory, and kernels in the order of channels-last
     plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
     separate = {name: value.clone() for name, value in plain.items()}
-    metadata = {_DIGEST: _digest(separate), _FACTS: json.dumps(facts)}
+    metadata = {_DIGEST: digest_of(separate), _FACTS: json.dumps(facts)}
     write_whole(path, save(separate, metadata))
 
 
@@ -51,7 +51,7 @@ def load_weights(path: Path) -> Weights:
     except (SafetensorError, ValueError, KeyError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise DamagedError(f"{path} cannot be loaded as weights of this tool: {why}") from error
-    if _digest(tensors) != digest:
+    if digest_of(tensors) != digest:
         raise DamagedError(f"{path} is damaged: its values are not those that were written")
     return Weights(tensors, facts, digest)
 
@@ -65,7 +65,7 @@ def identity(path: Path) -> str:
         raise DamagedError(f"{path} cannot be loaded as weights of this tool: {error}") from error
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest_of(tensors: dict[str, Tensor]) -> str:
     """Of names and values; the order within a file does not matter."""
     found = hashlib.sha256()
     for name in sorted(tensors):

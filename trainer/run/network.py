@@ -98,10 +98,14 @@ def load_predictor(
     of the mirror image too, where that is exact, whatever the recipe says.
     """
     recipe = recipe_of(run)
-    if flip and recipe.test_crops == 1:  # mirror images are among the ten crops
-        recipe = replace(recipe, test_flip=True)
+    recipe = mirrored(recipe) if flip else recipe
     network = load_network(run, data, device, len(planes))
     return make_predictor(network, recipe, data, planes, device)
+
+
+def mirrored(recipe: Recipe) -> Recipe:
+    """The same, but networks see mirror images too; they are among the ten crops in any case."""
+    return replace(recipe, test_flip=True) if recipe.test_crops == 1 else recipe
 
 
 def make_predictor(
