@@ -206,6 +206,6 @@ def test_a_run_trains_on_planes_together(data: Path, tmp_path: Path) -> None:
     weights = load_weights(run / "best.safetensors").tensors
     assert weights["stem.weight"].shape == (96, 12, 2, 2)
     assert weights["stem.weight"].abs().sum() > 0
-    listed = spectral_here("runs", "--runs", tmp_path, "0+1+2+3", "finished")
+    listed = spectral_here("status", "--runs", tmp_path, "0+1+2+3", "finished")
     assert "0+1+2+3" in listed.stdout, listed.stdout
     assert "already finished" in spectral_here(*command).stdout

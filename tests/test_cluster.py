@@ -331,3 +331,24 @@ def test_shards_that_start_from_another_wait_for_it(cluster: Cluster) -> None:
     assert f"after afterok:{first}_0" in said
     assert cluster.slurm.await_state(f"{second}_1", "COMPLETED", "FAILED") == "COMPLETED"
     assert cluster.slurm.states()[f"{first}_0"] == "COMPLETED"
+
+
+@pytest.mark.chaos
+def test_an_ensemble_waits_for_its_runs_and_reports_without_one_that_failed(
+    cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    cluster.data = copied(data / SUB4, tmp_path)
+    shard = cluster.data / "train" / "shard_02.beton"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    job = cluster.job("all", "--set", "epochs=2")
+    command = ("submit", "ensemble", "--data", cluster.data, "--runs", cluster.home, "--gpus", 0,
+               "--site", cluster.site)  # fmt: skip
+    done = cluster.spectral(*command)
+    assert done.returncode == 0, done.stderr
+    (fused,) = re.findall(r"^job (\d+): ensemble", done.stdout, re.M)
+    assert f"afterany:{job}_2" in done.stdout
+    assert f"in the queue already, job {fused}" in cluster.spectral(*command).stdout
+    assert cluster.slurm.await_state(fused, "COMPLETED", "FAILED", seconds=250) == "COMPLETED"
+    log = next(cluster.home.glob("slurm/spectral-ensemble-*/job.log")).read_text()
+    assert "shard 2 has not finished training: left out" in log
+    assert (cluster.run(0).parent / "ensemble.json").exists()

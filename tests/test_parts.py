@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, spectral_here, write_class_folders
+from tests.test_hangs import gz
 from tests.test_prepare import TOY, files_of
 
 pytestmark = pytest.mark.serial  # processes and signals
@@ -87,6 +88,9 @@ def test_merged_parts_are_the_bytes_of_one_machine(
     assert files_of(out) == whole(source, tmp_path / "whole", *more)
     assert not (directory / "parts").exists()
     assert "already finished:" in spectral_here("merge", directory).stdout
+    other = spectral_here(*words(source / "train", out, "--part", "1/5", *more))
+    assert other.returncode == 1
+    assert "was made otherwise: source was" in other.stderr
     assert spectral_here("verify", directory).returncode == 0
 
 
@@ -163,3 +167,18 @@ def test_parts_that_start_at_once_agree_on_one_plan(source: Path, tmp_path: Path
         error = process.communicate(timeout=120)[1]
         assert process.returncode == 0, error
     assert spectral_here("merge", directory_of(tmp_path)).returncode == 0
+
+
+def test_parts_of_one_compressed_archive_start_in_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From access points that the job that lists it has left, here one for every 16 kB."""
+    (tmp_path / "source").mkdir()
+    folders = write_class_folders(tmp_path / "folders", {"train": 30})
+    archive = gz(folders, tmp_path / "source")
+    monkeypatch.setattr("pipeline.sources.containers.gzip.SPACING", 1 << 14)
+    out = tmp_path / "parts"
+    for k in (0, 2, 1):
+        part(archive, out, f"{k}/2")
+    assert spectral_here("merge", directory_of(out)).returncode == 0
+    assert files_of(out) == whole(archive, tmp_path / "whole")

@@ -277,7 +277,7 @@ def test_neither_list_nor_picture_loads_torch(tmp_path: Path) -> None:
     write(tmp_path / GROUP / "shard_00", RESUMED)
     code = (
         "import sys, cli\n"
-        f"for words in (['runs', '--runs', {str(tmp_path)!r}],"
+        f"for words in (['status', '--runs', {str(tmp_path)!r}],"
         f" ['plot', {str(tmp_path)!r}, '--png', {str(tmp_path / 'x.png')!r}]):\n"
         "    cli.main(words, standalone_mode=False)\n"
         "assert not set(sys.modules) & {'torch', 'ffcv', 'numba'}"

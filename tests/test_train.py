@@ -281,7 +281,7 @@ def test_a_network_that_is_no_number_any_more_never_counts_as_trained(
     assert done.returncode == 1
     assert message in done.stderr
     assert not (tmp_path / SUB4 / "x" / "shard_00" / "result.json").exists()
-    listed = spectral_here("runs", "--runs", tmp_path, "--json")
+    listed = spectral_here("status", "--runs", tmp_path, "--json")
     assert json.loads(listed.stdout)[0]["state"] == "failed"
 
 

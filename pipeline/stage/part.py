@@ -24,7 +24,7 @@ from pipeline.sources.index import Index
 from pipeline.sources.splits import check_counts, refuse_unknown_choices
 from pipeline.stage import run
 from pipeline.stage.owned import JOURNAL, refuse_foreign
-from pipeline.stage.prepare import allowed_bad, locked, refuse_overlap, versions
+from pipeline.stage.prepare import allowed_bad, finished, locked, refuse_overlap, versions
 from pipeline.stage.resume import changed_places, difference, scan
 from pipeline.stage.run import Plan
 
@@ -71,6 +71,7 @@ def prepare_part(
     directory = prep.directory(out)
     refuse_overlap(source, directory)
     if (directory / manifest.NAME).exists():
+        finished(directory, prep, source, progress)  # an error if it is something else
         return Part(directory, part, count, 0, 0, existed=True)
     refuse_foreign(directory)
     if (directory / JOURNAL).exists():

@@ -69,7 +69,7 @@ def prepare(
         refuse_undecodable(path, ConfigError)
     refuse_overlap(source, directory)
     if (directory / manifest.NAME).exists() and not overwrite:
-        return Prepared(directory, _finished(directory, prep, source, progress), True)
+        return Prepared(directory, finished(directory, prep, source, progress), True)
     with Watch() as watch:
         watch.begin(f"looking at {source}")
         found = recognise(source)
@@ -88,7 +88,7 @@ def prepare(
             result = _write(prep, found, directory, workers, max_bad, image_seconds, progress)
             remove_journal(directory)
     if existed:
-        return Prepared(directory, _finished(directory, prep, source, progress), True)
+        return Prepared(directory, finished(directory, prep, source, progress), True)
     _say_what_to_look_at(directory, result)
     return Prepared(directory, result, False)
 
@@ -166,7 +166,7 @@ def refuse_overlap(source: Path, directory: Path) -> None:
         )
 
 
-def _finished(directory: Path, prep: Preparation, source: Path, progress: ProgressBar) -> Manifest:
+def finished(directory: Path, prep: Preparation, source: Path, progress: ProgressBar) -> Manifest:
     """The manifest of what is there already; an error if it is not what was asked for."""
     found = manifest.load(directory)
     then = {"preparation": asdict(found.preparation), "source": found.source}

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import subprocess
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +29,12 @@ from pipeline.format import manifest
 from pipeline.format.beton import digest
 from pipeline.format.manifest import Manifest
 from trainer.data.selection import Prepared
+from trainer.process.stop import ends_at_once
 from trainer.recipes.recipe import Recipe, build
-from trainer.record.status import is_active
+from trainer.record.status import heard_of, is_active, is_elsewhere
 from trainer.record.status import read as read_status
 
+_HEARD = "another machine trained it lately; waiting, up to 5 minutes, whether it still does"
 log = logging.getLogger(__name__)
 
 
@@ -191,7 +194,22 @@ class RunDir:
                 )  # fmt: skip
                 if is_active(self.path):
                     raise self._busy() from error
+            self._await_silence()
             yield
+
+    def _await_silence(self) -> None:
+        """Some file systems lock within one machine only: where another one was heard of lately,
+        see whether it is heard of again.
+        """
+        if not is_elsewhere(self.path):
+            return
+        log.warning("%s: %s", self.path, _HEARD)
+        beat = heard_of(self.path)
+        with ends_at_once():
+            while is_elsewhere(self.path):
+                if heard_of(self.path) != beat:
+                    raise self._busy()
+                time.sleep(1)
 
     def _busy(self) -> ConfigError:
         state = read_status(self.path)

@@ -62,7 +62,18 @@ def is_active(directory: Path) -> bool:
         return False
     if state.host == socket.gethostname():
         return _lives(state.pid, state.started)
-    return time.time() - heard_of(directory) < ALIVE
+    return is_elsewhere(directory)
+
+
+def is_elsewhere(directory: Path) -> bool:
+    """Whether a process on another machine trains there. The job that we are of has no other one:
+    what it was before it went back into the queue has ended.
+    """
+    state = read(directory)
+    if state is None or state.state not in ACTIVE or state.host == socket.gethostname():
+        return False
+    own = _job()
+    return (own is None or own != state.job) and time.time() - heard_of(directory) < ALIVE
 
 
 def note_failure(directory: Path, error: str) -> None:
@@ -106,16 +117,21 @@ class Status:
             thread.join()
 
 
-def _new(state: str) -> State:
+def _job() -> str | None:
+    """That this process is of, as a cluster's scheduler calls it."""
     job = next((os.environ[name] for name in _JOB_IDS if name in os.environ), None)
     task = os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{job}_{task}" if job and task else job
+
+
+def _new(state: str) -> State:
     return State(
         state=state,
         host=socket.gethostname(),
         pid=os.getpid(),
         started=_now(),
         updated=_now(),
-        job=f"{job}_{task}" if job and task else job,
+        job=_job(),
     )
 
 
