@@ -18,8 +18,8 @@ from pipeline.console import (
 )
 from pipeline.errors import ConfigError
 from trainer.cluster.commands import again, status, submit
+from trainer.commands import ensemble, evaluate, export, plan, predict
 from trainer.console import parallel_options, run_options, show_log
-from trainer.fusion.commands import ensemble, evaluate, export, plan, predict
 from trainer.run.worker import worker
 
 

@@ -48,6 +48,7 @@ LAYERS = {
         ("jobs", "fusion"),
         ("cluster",),
         ("demo", "export"),
+        ("commands",),
     ),
 }
 HEAVY = {"torch", "ffcv", "numba", "torchvision"}
