@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
 from pipeline.files import sync_directory, write_whole
 from pipeline.preparation import Preparation
 
-SCHEMA = 3
+SCHEMA = 4
 NAME = "manifest.json"
 
 
