@@ -1,5 +1,6 @@
 """Traces a module with torch.export, for batches of any size."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,8 @@ def traced(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
     cannot take, or whose answers are for this number of images alone.
     """
     shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in examples)
-    variadic = len(examples) > 1
+    kinds = {p.kind for p in inspect.signature(module.forward).parameters.values()}
+    variadic = inspect.Parameter.VAR_POSITIONAL in kinds  # one argument to torch.export
     with plain_errors("torch.export"):
         return torch.export.export(
             module.eval(), examples, dynamic_shapes=(shapes,) if variadic else shapes, strict=False
