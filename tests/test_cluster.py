@@ -281,6 +281,16 @@ def test_a_time_limit_shorter_than_the_training_chains(cluster: Cluster) -> None
 
 
 @pytest.mark.chaos
+def test_a_task_that_runs_into_its_limit_goes_on(cluster: Cluster) -> None:
+    """Without a warning: SIGTERM at the limit, to be killed in KillWait."""
+    job = cluster.job("0", "--set", "epochs=100000", "--time", "1", "--", "--signal=CONT@30")
+    assert await_(lambda: cluster.slurm.details(f"{job}_0")["Restarts"] == "1", 200)
+    before = cluster.steps(0)
+    assert await_(lambda: cluster.steps(0) > before, 100)
+    cluster.slurm.run("scancel", job)
+
+
+@pytest.mark.chaos
 def test_where_an_array_is_too_small_a_task_trains_several_runs(cluster: Cluster) -> None:
     """Three seeds of four shards on a Slurm of eight tasks an array."""
     said = cluster.submit("all", "--seeds", 3, "--set", "epochs=1")
