@@ -5,15 +5,13 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import SUB4, Done, spectral_here
+from tests.conftest import SUB4, Done, spectral, spectral_here
 from tests.slurm import Slurm, await_
 from tests.test_prepare import TOY, files_of
 from trainer.record.weights import load_weights
@@ -90,20 +88,10 @@ class Cluster:
         return "".join(p.read_text() for p in self.home.glob(f"slurm/{name}/{shard}.log"))
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As of the tasks, for the same rounding."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def undisturbed(data: Path, runs: Path, shard: int) -> None:
-    """The same, in this process."""
-    with one_thread():
-        done = spectral_here("train", "--data", data, "--runs", runs, "--name", "x", *TRAINED,
-                             "--shard", shard)  # fmt: skip
+def undisturbed(data: Path, runs: Path, shard: int, *options: object) -> None:
+    """The same without Slurm, in a process of its own: as many threads, for the same rounding."""
+    done = spectral("train", "--data", data, "--runs", runs, "--name", "x", *TRAINED, *options,
+                    "--shard", shard, OMP_NUM_THREADS="1")  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
@@ -261,10 +249,7 @@ def test_a_preempted_task_and_one_of_a_node_that_went_down_go_on(
     assert await_(lambda: slurm.details(f"{job}_0")["Restarts"] == "2", 60)
     slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
     assert slurm.await_state(f"{job}_0", "COMPLETED", "FAILED", seconds=200) == "COMPLETED"
-    with one_thread():
-        words = ("--data", cluster.data, "--runs", tmp_path / "reference", "--name", "x", *TRAINED)
-        done = spectral_here("train", *words, "--set", "epochs=120", "--shard", 0)
-    assert done.returncode == 0
+    undisturbed(cluster.data, tmp_path / "reference", 0, "--set", "epochs=120")
     expected = tmp_path / "reference" / cluster.run(0).relative_to(cluster.home)
     assert_same_weights(cluster.run(0), expected)
 
@@ -275,6 +260,16 @@ def test_a_time_limit_shorter_than_the_training_chains(cluster: Cluster) -> None
     job = cluster.job("0", "--set", "epochs=100000", "--time", "2", "--", "--signal=USR2@20")
     assert await_(lambda: cluster.slurm.details(f"{job}_0")["Restarts"] == "1", 200)
     assert re.search(r"stopped, saved at step [1-9]", cluster.log(0))
+    before = cluster.steps(0)
+    assert await_(lambda: cluster.steps(0) > before, 100)
+    cluster.slurm.run("scancel", job)
+
+
+@pytest.mark.chaos
+def test_a_task_that_runs_into_its_limit_goes_on(cluster: Cluster) -> None:
+    """Without a warning: SIGTERM at the limit, to be killed in KillWait."""
+    job = cluster.job("0", "--set", "epochs=100000", "--time", "1", "--", "--signal=CONT@30")
+    assert await_(lambda: cluster.slurm.details(f"{job}_0")["Restarts"] == "1", 200)
     before = cluster.steps(0)
     assert await_(lambda: cluster.steps(0) > before, 100)
     cluster.slurm.run("scancel", job)
