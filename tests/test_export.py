@@ -17,6 +17,7 @@ from safetensors import safe_open
 
 from pipeline.errors import ConfigError, DamagedError
 from pipeline.format import manifest
+from pipeline.planes import imaging
 from pipeline.planes.imaging import load
 from pipeline.preparation import preparation
 from tests.conftest import ROOT, SUB4, Done, photograph, spectral_here
@@ -237,7 +238,7 @@ def test_the_preprocessing_as_it_stands_gives_the_same_pixels(
         modes = {"grey.jpg": "L", "p.png": "P", "a.gif": "P", "rgba.png": "RGBA"}
         image = image.convert(modes.get(name, "RGB"))
         image.save(tmp_path / name)
-        expected = load((tmp_path / name).read_bytes(), prep)[0]
+        expected = imaging.pixels(load((tmp_path / name).read_bytes(), prep)[0])
         found = own(tmp_path / name)[0]
         cut = (expected.shape[0] - found.shape[0]) // 2, (expected.shape[1] - found.shape[1]) // 2
         expected = expected[cut[0] :, cut[1] :][: found.shape[0], : found.shape[1]]

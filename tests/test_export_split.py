@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline.planes import imaging
 from pipeline.planes.imaging import image_to_values, load
 from pipeline.preparation import Preparation, preparation
 from tests.conftest import photograph
@@ -21,7 +22,7 @@ def images_and_planes(prep: Preparation, count: int) -> tuple[torch.Tensor, torc
     for number in range(count - 1):
         file = io.BytesIO()
         photograph(rng, 70 + 9 * number, 64).save(file, "JPEG", quality=90)
-        whole = load(file.getvalue(), prep)[0]
+        whole = imaging.pixels(load(file.getvalue(), prep)[0])
         side = image_side(prep)
         top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
         pixels.append(whole[top : top + side, left : left + side])
