@@ -231,7 +231,7 @@ def train(
     from trainer.process.stop import leave_when_asked
 
     leave_when_asked()
-    from trainer.jobs.asked import runs_asked_for
+    from trainer.jobs.asked import keep_plan, runs_asked_for
     from trainer.jobs.dryrun import dry_run as rehearse
     from trainer.jobs.shards import run_specs, spread_of
     from trainer.jobs.slots import Wanted
@@ -240,6 +240,7 @@ def train(
     if dry_run:
         lines: Iterator[str] = (line for spec in specs for line in rehearse(spec))
     else:
+        keep_plan(specs, asked["plan_file"])
         parallel = Wanted(gpus=gpus, jobs_per_gpu=jobs_per_gpu, jobs=jobs)
         lines = run_specs(specs, prepared, parallel, progress_display(False))
     for line in lines:

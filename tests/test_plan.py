@@ -89,7 +89,8 @@ def test_a_plan_is_made_from_a_pilot_and_followed(data: Path, tmp_path: Path) ->
     done = spectral_here("train", *runs, "--plan", tmp_path / "own.toml")
     assert done.returncode == 0, done.stderr
     group = tmp_path / "runs" / SUB4 / "planned"
-    assert sorted(path.name for path in group.iterdir()) == ["shard_00", "shard_03"]
+    assert sorted(path.name for path in group.iterdir()) == ["plan.toml", "shard_00", "shard_03"]
+    assert (group / "plan.toml").read_text() == (tmp_path / "own.toml").read_text()
     epochs = [json.loads((group / f"shard_0{k}/result.json").read_text())["epochs"] for k in (0, 3)]
     assert epochs == [2, 1]
     spec = json.loads((group / "shard_03" / "spec.json").read_text())

@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.errors import ConfigError
 from trainer.data.selection import Prepared, parse_shards, runs_root, select
 from trainer.jobs.shards import make_specs, plan_specs, with_seeds
+from trainer.recipes.plan import NAME as PLAN
 from trainer.recipes.plan import read_plan
 from trainer.run.execution import Execution, Interval
 from trainer.run.spec import RunSpec
@@ -63,3 +64,12 @@ def runs_asked_for(
         each = with_seeds(settings, name, specs[0].recipe.seed, seeds)
         specs = [spec for changes, folder in each for spec in specs_of(changes, folder)]
     return prepared, specs
+
+
+def keep_plan(specs: list[RunSpec], plan_file: Path | None) -> None:
+    """A copy of the plan beside the runs that follow it, for reports."""
+    if plan_file is not None:
+        content = plan_file.read_bytes()
+        for group in {spec.directory.parent for spec in specs}:
+            group.mkdir(parents=True, exist_ok=True)
+            (group / PLAN).write_bytes(content)

@@ -11,6 +11,7 @@ import tomli_w
 
 from pipeline.errors import ConfigError
 
+NAME = "plan.toml"  # the copy beside the runs that followed it
 _HEAD = """# A plan for `spectral train --plan`, made by `spectral plan`: change it as you like.
 # Each of runs is one network: shard is what `train --shard` takes for one (7, 0+1+2); after is
 # the shard whose best weights it starts from, which is trained before it.

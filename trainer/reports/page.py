@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, DamagedError
 from pipeline.files import write_whole
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
+from trainer.recipes.plan import NAME as PLAN
 from trainer.record.rundir import RunDir, folder
 from trainer.record.runlog import NAME as LOG
 from trainer.record.runlog import valid_rows
@@ -75,7 +76,7 @@ def _content(
     first = _run(group, result["networks"][0]).path
     logs = {row["shard"]: valid_rows(_run(group, row).path / LOG) for row in result["networks"]}
     energy = np.array([np.square(plane.std).sum() for plane in data.planes])
-    plan = group / "plan.toml"
+    plan = group / PLAN
     return {
         "title": f"{result['data']}, {result['recipe']}",
         "images": f"{counts} images, {len(data.classes):,} classes",
