@@ -176,3 +176,11 @@ def test_the_quick_bootstrap_is_the_bootstrap() -> None:
     own, other = of(found, 0).top1, of(found, 1).top1
     expected = bootstrap(torch.from_numpy(own.astype(float) - other.astype(float)))
     assert paired(own, other)["interval"] == pytest.approx(expected, abs=0.004)
+
+
+def test_a_temperature_stays_finite_where_no_mistake_is_made() -> None:
+    labels = torch.arange(300) % 3
+    found = Answers(2 * torch.eye(3)[labels][None], labels)
+    fitted = weights.fit(found, "average")
+    assert fitted is not None
+    assert 0.1 < fitted.pooling.temperature < 1
