@@ -30,7 +30,6 @@ from tests.conftest import (
     Done,
     spectral,
     spectral_here,
-    write_class_folders,
 )
 from trainer.data.loader import ShardLoader
 from trainer.data.selection import Prepared
@@ -384,22 +383,6 @@ def test_networks_that_know_nothing_are_averaged(
     assert done.returncode == 0, done.stderr
 
 
-def test_what_chose_the_epochs_is_not_what_the_fusion_is_measured_on(tmp_path: Path) -> None:
-    """Without calib but with a test split, val chooses; figures are of test."""
-    root = write_class_folders(tmp_path / "source", {"train": 20, "val": 6, "test": 4})
-    done = spectral_here("prepare", "toy", "--source", root, "--size", 32, "--splits", 4,
-                         "--calib", 0, "--out", tmp_path / "data")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for k in range(2):
-        assert train(tmp_path / "data", tmp_path / "runs", "--shard", k).returncode == 0
-    command = ("ensemble", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
-    found = json.loads(spectral_here(*command, "--json").stdout)
-    assert (found["fitted_on"], found["measured_on"]) == ("val", "test")
-    assert found["fused"]["learned"]["test"]["samples"] == 12
-    assert "val" not in found["fused"]["learned"]
-    assert "on test (12 images)" in spectral_here(*command).stdout
-
-
 def test_missing_and_foreign_shards_are_said(runs: Path, data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(runs, tmp_path / "runs"))
     group = copy / SUB4 / LABEL
@@ -417,25 +400,6 @@ def test_missing_and_foreign_shards_are_said(runs: Path, data: Path, tmp_path: P
     none = spectral_here("ensemble", "--data", data / RAW, "--runs", copy)
     assert none.returncode == 1
     assert "run `spectral train` first" in none.stderr
-
-
-def test_without_val_networks_are_fused_but_not_measured(tmp_path: Path) -> None:
-    root = write_class_folders(tmp_path / "source", {"train": 20})
-    done = spectral("prepare", "toy", "--source", root, "--size", 32, "--splits", 4,
-                    "--calib", 0.3, "--out", tmp_path / "data")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    for k in range(2):
-        assert train(tmp_path / "data", tmp_path / "runs", "--shard", k).returncode == 0
-    done = spectral_here("ensemble", "--data", tmp_path / "data", "--runs", tmp_path / "runs")
-    assert done.returncode == 0, done.stderr
-    assert "not measured" in done.stdout
-    image = root / "train" / "class_0" / "000.jpg"
-    done = spectral_here("predict", "--runs", tmp_path / "runs", image)
-    assert done.returncode == 0, done.stderr
-    assert "class_0" in done.stdout
-    wrong = spectral_here("predict", "--runs", tmp_path / "runs", "--dataset", "other", image)
-    assert wrong.returncode == 1
-    assert "choose one of" in wrong.stderr
 
 
 def test_few_channels_at_larger_sizes_train_on_the_cpu(source: Path, tmp_path: Path) -> None:
@@ -485,16 +449,3 @@ def test_damage_in_val_is_found_before_training(data: Path, tmp_path: Path) -> N
     assert done.returncode == 1
     assert f"{path} is truncated" in done.stderr
     assert not (tmp_path / "runs").exists()
-
-
-def test_the_demo_runs_the_whole_line(tmp_path: Path) -> None:
-    """The README's first command; five networks, a table, a picture."""
-    done = spectral("demo", "--out", tmp_path / "demo", "--json", tmp_path / "demo.json")
-    assert done.returncode == 0, done.stderr
-    table = json.loads((tmp_path / "demo.json").read_text())
-    assert table["fused_top1"] >= 0.97
-    assert table["baseline_top1"] > 0.9
-    assert len(table["shards"]) == 4
-    assert (tmp_path / "demo" / "demo.png").stat().st_size > 10_000
-    assert "spectral prepare mine" in done.stdout
-    assert "smoke test" in done.stdout
