@@ -91,16 +91,8 @@ def test_iterations_their_evaluations_and_the_speed_of_the_last(
     monkeypatch.setattr(trainer.run.meter, "time", clock)
     monkeypatch.setattr(trainer.run.fit, "evaluate", long_evaluation)
     monkeypatch.setattr(trainer.run.fit, "TIMED_STEPS", 4)
-    settings = (
-        "--set",
-        "epochs=0",
-        "--set",
-        "iterations=12",
-        "--set",
-        "eval_every=5",
-        "--name",
-        "x",
-    )
+    settings = ("--set", "epochs=0", "--set", "iterations=12", "--set", "eval_every=5",
+                "--name", "x")  # fmt: skip
     done = train(data / SUB4, tmp_path, "--shard", 2, *settings)
     assert done.returncode == 0, done.stderr
     run = tmp_path / SUB4 / "x" / "shard_02"

@@ -40,7 +40,7 @@ def prepare(order: Order) -> Iterator[str]:
     if shared is not None and shared.count != count:
         raise ConfigError(f"{directory} was begun in {shared.count} parts: say --parts "
                           f"{shared.count}, or remove it to start over")  # fmt: skip
-    if count >= (most := _most(order)):
+    if count >= (most := slurm.max_array(dry_run=order.dry_run)):
         raise ConfigError(f"--parts {count}: an array has room for {most - 1} here")
     waiting = _Waiting(order)
     left = range(1, count + 1) if shared is None else shared.missing()
@@ -88,15 +88,6 @@ class _Waiting:
 
 def _name(order: Order, kind: str) -> str:
     return f"{PREFIX}{kind}-{sha256(str(order.directory).encode()).hexdigest()[:8]}"
-
-
-def _most(order: Order) -> int:
-    try:
-        return slurm.max_array()
-    except SlurmError:
-        if order.dry_run:
-            return slurm.MOST_TASKS
-        raise
 
 
 def _afterok(jobs: Sequence[str | None]) -> str:

@@ -65,9 +65,17 @@ def queued() -> list[Queued]:
     return found
 
 
-def max_array() -> int:
-    """Tasks that an array may have, with the indices below that number."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", call("scontrol", "show", "config"), re.M)
+def max_array(*, dry_run: bool) -> int:
+    """Tasks that an array may have, with the indices below that number; of a dry run Slurm's default
+    where there is no Slurm to ask.
+    """
+    try:
+        config = call("scontrol", "show", "config")
+    except SlurmError:
+        if not dry_run:
+            raise
+        config = ""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.M)
     return int(found[1]) if found else MOST_TASKS
 
 

@@ -89,7 +89,7 @@ def _array(
     """alike: all that were asked for, so that the numbers of tasks stay the same however often one
     submits; todo: those of them that are to be started.
     """
-    root, most = order.root.absolute(), _most(order)
+    root, most = order.root.absolute(), slurm.max_array(dry_run=order.dry_run)
     wanted = [spec.directory for spec in todo]
     named = [spec.directory for spec in alike] if len(alike) <= most else wanted
     tasks = assign(named, "train", most)
@@ -111,15 +111,6 @@ def _array(
     yield f"job {job}: {len(wanted)} runs, array {array}, {tasks.folder(root)}" + (
         f", after {dependency}" * bool(dependency)
     )
-
-
-def _most(order: Order) -> int:
-    try:
-        return slurm.max_array()
-    except SlurmError:
-        if order.dry_run:
-            return slurm.MOST_TASKS
-        raise
 
 
 def _submit(folder: Path, text: str, dependency: str) -> str:
