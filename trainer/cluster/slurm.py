@@ -66,8 +66,8 @@ def queued() -> list[Queued]:
 
 
 def max_array(*, dry_run: bool) -> int:
-    """Tasks that an array may have, with the indices below that number; of a dry run Slurm's default
-    where there is no Slurm to ask.
+    """Tasks that an array may have, with the indices below that number; of a dry run, where there
+    is no Slurm to ask, its default.
     """
     try:
         config = call("scontrol", "show", "config")
