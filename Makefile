@@ -13,14 +13,15 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/spectral demo
 
-# First what may share the cores, a file to a process; then what kills processes or watches clocks
+# Two files at a time, those that start processes first, so that both cores have work to the end
+PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m "not serial and not chaos and not gpu"
-	$(BIN)/pytest -m "serial and not chaos"
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not chaos and not gpu"
 
 # The tests that start no processes, with Python 3.12 in an environment of its own
 test-312: .venv-312/.done
-	OMP_NUM_THREADS=1 .venv-312/bin/pytest -n 2 --dist loadfile -m "not serial and not chaos and not gpu"
+	OMP_NUM_THREADS=1 .venv-312/bin/$(PYTEST) -m "not processes and not chaos and not gpu"
 
 .venv-312/.done: pyproject.toml requirements/lock.txt requirements/install.sh
 	requirements/install.sh python3.12 .venv-312

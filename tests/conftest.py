@@ -26,6 +26,12 @@ WHOLE, SHORTEST = (f"toy/sub1-s32{words}-calib0.2" for words in ("", "-shortest"
 Done = subprocess.CompletedProcess[str]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start processes take longest: first, so that `make test` ends on both cores."""
+    long = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 def photograph(rng: np.random.Generator, width: int, height: int) -> Image.Image:
     """Smooth areas, edges and a little noise, in colour: close enough to a photograph."""
     low = rng.integers(0, 256, (max(2, height // 24), max(2, width // 24), 3), dtype=np.uint8)

@@ -16,7 +16,7 @@ from tests.slurm import Slurm, await_
 from tests.test_prepare import TOY, files_of
 from trainer.record.weights import load_weights
 
-pytestmark = [pytest.mark.serial, pytest.mark.slurm]
+pytestmark = [pytest.mark.processes, pytest.mark.slurm]
 
 TRAINED = ("--recipe", "digits", "--save-every", "7", "--set", "epochs=40", "--set",
            "batch_size=16", "--set", "model_args.width=8", "--set", "augment.cutout=4")  # fmt: skip

@@ -47,7 +47,7 @@ def test_they_would_be_taken(foreign: Path) -> None:
             run(foreign, "-m", name)
 
 
-@pytest.mark.serial
+@pytest.mark.processes
 def test_the_command_its_workers_and_ranks_use_ours(
     foreign: Path, source: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from tests.conftest import ROOT, SUB4, Done, spectral, spectral_here, write_clas
 from tests.test_prepare import TOY, children, wait_until
 from tests.test_restart import Cut
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 # Loaded by every Python that finds it on its path: a file that ends in a word does to its decoder
 # what damaged files do. With REFUSE they are refused instead, as any file that cannot be decoded.

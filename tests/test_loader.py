@@ -16,7 +16,7 @@ from trainer.data.loader import ShardLoader
 from trainer.data.selection import Prepared
 from trainer.process.world import World
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 CPU = torch.device("cpu")
 

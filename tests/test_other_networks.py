@@ -197,7 +197,7 @@ def test_the_module_beside_comes_first_but_hides_nothing_of_others(
     assert sys.path.index(str(folder)) == len(sys.path) - 1
 
 
-@pytest.mark.serial
+@pytest.mark.processes
 def test_a_users_network_is_found_by_ranks_workers_and_from_anywhere(
     data: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from tests.conftest import ROOT, spectral_here, write_class_folders
 from tests.test_hangs import gz
 from tests.test_prepare import TOY, files_of
 
-pytestmark = pytest.mark.serial  # processes and signals
+pytestmark = pytest.mark.processes
 
 
 def words(source: Path, out: Path, *more: object) -> list[str]:

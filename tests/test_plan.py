@@ -70,7 +70,7 @@ def test_a_plan_is_read_as_it_was_written_and_faults_are_named(tmp_path: Path) -
         read_plan(tmp_path / "none.toml")
 
 
-@pytest.mark.serial  # a queue of processes
+@pytest.mark.processes
 def test_a_plan_is_made_from_a_pilot_and_followed(data: Path, tmp_path: Path) -> None:
     runs = ("--data", data / SUB4, "--runs", tmp_path / "runs")
     for k in (0, 1):

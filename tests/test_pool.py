@@ -14,7 +14,7 @@ from pipeline.stage.messages import Task
 from pipeline.stage.pool import Pool
 from tests.conftest import photograph
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 IMAGES, TASKS = 100, 4
 

@@ -35,7 +35,7 @@ from tests.conftest import (
     write_class_folders,
 )
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 TOY = ("--size", 32, "--splits", 4, "--calib", 0.2)
 

@@ -22,7 +22,7 @@ from trainer.jobs.slots import Slot, Wanted, environments, make_slots, named_dev
 from trainer.jobs.watch import LiveTable
 from trainer.run.spec import RunSpec
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 FAST = ("--recipe", "digits", "--set", "batch_size=16", "--set", "model_args.width=8",
         "--name", "x")  # fmt: skip

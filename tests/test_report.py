@@ -92,7 +92,7 @@ def test_without_the_data_there_is_a_page_without_pictures(group: Path, tmp_path
     assert "was not measured" in done.stderr
 
 
-@pytest.mark.serial
+@pytest.mark.processes
 @pytest.mark.parametrize("width", [400])
 def test_a_browser_shows_it_without_a_complaint(
     chromium: str, group: Path, tmp_path: Path, width: int

@@ -27,7 +27,7 @@ from pipeline.stage.write import Shards
 from tests.conftest import AS_ROOT, ROOT, spectral_here
 from tests.test_prepare import TOY, children, files_of, wait_until
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 SMALL = ("--splits", 4, "--size", 32)  # thousands of images a second
 FORMS: dict[str, tuple[object, ...]] = {

@@ -20,7 +20,7 @@ from trainer.record.status import Status
 from trainer.reports import plot
 from trainer.reports.report import duration
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 Row = dict[str, Any]
 GROUP = Path("toy", "sub4", "digits+epochs=4")

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, SUB4, spectral_here
 from tests.test_prepare import children, files_of, wait_until
 from tests.test_restart import Cut, _nth, rows_done, small, words
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 
 def tree(root: Path) -> dict[str, bytes]:

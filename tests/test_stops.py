@@ -13,7 +13,7 @@ from tests.conftest import ROOT, spectral_here, write_class_folders
 from tests.test_prepare import TOY, children, files_of
 from tests.test_sources_arrays import PYTHON, Cifar
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 # Loaded by every Python that finds it on its path: says when a function of the parent is called
 # for the n-th time, and makes that call last a while

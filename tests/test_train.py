@@ -36,7 +36,7 @@ from trainer.data.selection import Prepared
 from trainer.record.weights import load_weights, save_weights
 from trainer.run.evaluate import evaluate
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 FAST = ("--recipe", "digits", "--set", "epochs=3", "--set", "batch_size=16",
         "--set", "model_args.width=8")  # fmt: skip

@@ -21,7 +21,7 @@ from trainer.jobs.launch import free_port
 from trainer.record import checkpoint
 from trainer.record.weights import load_weights, save_weights
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 OPTIONS = ("--recipe", "digits", "--name", "x", "--set", "epochs=3", "--set", "batch_size=16",
            "--set", "model=fc2", "--set", "model_args.width=8", "--save-every", "1")  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import spectral, spectral_here, write_class_folders
 from tests.test_train import train
 
-pytestmark = pytest.mark.serial  # processes: one file at a time
+pytestmark = pytest.mark.processes
 
 
 def test_what_chose_the_epochs_is_not_what_the_fusion_is_measured_on(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from tests.conftest import ROOT, SUB4
 from trainer.record.weights import load_weights
 
-pytestmark = pytest.mark.serial  # processes, signals, clocks: one file at a time
+pytestmark = pytest.mark.processes
 
 STEPS = 400  # 80 epochs of 5
 OPTIONS = ("--recipe", "digits", "--name", "run", "--save-every", "7", "--set", "epochs=80",
