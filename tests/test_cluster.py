@@ -347,3 +347,4 @@ def test_an_ensemble_waits_for_its_runs_and_reports_without_one_that_failed(
     log = next(cluster.home.glob("slurm/spectral-ensemble-*/job.log")).read_text()
     assert "shard 2 has not finished training: left out" in log
     assert (cluster.run(0).parent / "ensemble.json").exists()
+    assert "ensemble" in (cluster.run(0).parent / "report.html").read_text().lower()
