@@ -69,6 +69,11 @@ training_options = apply(
     ),
     click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile."),
     click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too."),
+    click.option(
+        "--stage",
+        type=PATH,
+        help="Read the shard from a copy in this folder of the node's own disk.",
+    ),
     click.option("--seeds", type=click.IntRange(min=1), default=1, help="So many of each."),
     runs_option,
 )
