@@ -27,6 +27,7 @@ from trainer.record.rundir import RunDir
 from trainer.record.status import Status
 from trainer.record.status import read as read_status
 
+KUBERNETES = json.loads((Path(__file__).parent / "data" / "kubernetes_job.json").read_text())
 SMALL = ("--recipe", "digits", "--set", "batch_size=16", "--name", "x")
 
 
@@ -218,11 +219,37 @@ def test_a_job_that_went_back_into_the_queue_does_not_wait_for_itself(
 # Kubernetes
 
 
+def faults(value: Any, schema: dict[str, Any], place: str = "") -> list[str]:
+    """Where a value is not as the published schema says; strict: an unknown field is a fault."""
+    if "$ref" in schema:
+        schema = KUBERNETES["definitions"][schema["$ref"]]
+    types = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool,
+             "number": (int, float), "null": type(None)}  # fmt: skip
+    wanted = schema.get("type", [])
+    named = [wanted] if isinstance(wanted, str) else wanted
+    if named and not any(isinstance(value, types[name]) for name in named):
+        return [f"{place} = {value!r} is no {named}"]
+    found = [f"{place} lacks {name}" for name in schema.get("required", []) if name not in value]
+    if isinstance(value, dict) and "properties" in schema:
+        known = schema["properties"]
+        found += [f"{place}.{name} is not known" for name in value if name not in known]
+        for name in value.keys() & known.keys():
+            found += faults(value[name], known[name], f"{place}.{name}")
+    for at, item in enumerate(value if isinstance(value, list) else []):
+        found += faults(item, schema.get("items", {}), f"{place}[{at}]")
+    return found
+
+
 def test_the_manifest_of_kubernetes_is_what_its_schema_wants(data: Path, tmp_path: Path) -> None:
-    """The fields of batch/v1 that matter, by name, type and value."""
+    """By name and type all fields, by value those that decide on what goes on."""
     text = submit(data, tmp_path / "runs", "--shard", "0,2-3", "--engine", "kubernetes",
                   "--save-every", "10m", "--at-once", 2)  # fmt: skip
     job: dict[str, Any] = yaml.safe_load(text)
+    assert faults(job, KUBERNETES["definitions"]["Job"]) == []
+    wrong = yaml.safe_load(text.replace("podFailurePolicy", "podFailurePolicies"))
+    wrong["spec"]["template"]["spec"]["containers"][0]["args"] = "a text"
+    wrong["spec"]["completions"] = "3"
+    assert len(faults(wrong, KUBERNETES["definitions"]["Job"])) == 3
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     spec = job["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 2)
