@@ -166,6 +166,7 @@ def test_a_stopped_and_a_killed_task_go_on_and_others_fail_for_good(
     assert "#SBATCH --array=2-3\n" in left
 
 
+@pytest.mark.chaos
 def test_the_table_tells_what_the_queue_does_and_a_cancelled_task_stays_cancelled(
     cluster: Cluster,
 ) -> None:

@@ -339,27 +339,39 @@ def _said(context: click.Context, names: Iterable[str]) -> list[str]:
 @click.command(cls=PlainCommand)
 @click.argument("words", nargs=-1)
 @runs_option
+@click.option(
+    "--data",
+    type=PATH,
+    help="Where data sets live that are prepared in parts [default: $SPECTRAL_DATA, else ./data].",
+)
 @click.option("--watch", is_flag=True, help=f"Say it again every {WATCHED} s, until Ctrl-C.")
 @json_option
-def status(words: tuple[str, ...], runs: Path | None, watch: bool, as_json: bool) -> None:
-    """Say where all runs stand: how far, how good, running, in the queue, or why not.
+def status(
+    words: tuple[str, ...], runs: Path | None, data: Path | None, watch: bool, as_json: bool
+) -> None:
+    """Say where all runs stand: how far, how good, running, in the queue, or why not; and which
+    parts of a preparation are missing.
 
     WORDS choose: those whose folders, shard or state hold all of them. Where there is a Slurm, its
     queue is asked too. Nothing is written.
 
     Example: spectral status cifar10 failed
     """
-    from trainer.cluster.standing import standing
-    from trainer.data.selection import runs_root
+    from trainer.cluster.standing import parts_left, standing
+    from trainer.data.selection import data_root, runs_root
     from trainer.reports.runs import table
 
     root = runs_root(runs)
     while True:
-        found = standing(root, words)
+        preparing = parts_left(data_root(data), words)
+        found = standing(root, words) if root.is_dir() or not preparing else []
         if watch and not as_json:
             click.clear()
         click.echo(
-            json.dumps([run.row() for run in found], indent=1) if as_json else table(found, root)
+            json.dumps([run.row() for run in found], indent=1)
+            if as_json
+            else "\n".join([table(found, root), *preparing] if found else preparing)
+            or table(found, root)
         )
         if not watch:
             return
