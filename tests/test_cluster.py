@@ -14,6 +14,7 @@ import torch
 from tests.conftest import SUB4, Done, spectral, spectral_here
 from tests.slurm import Slurm, await_
 from tests.test_prepare import TOY, files_of
+from trainer.cluster.slurm import preempted
 from trainer.record.weights import load_weights
 
 pytestmark = [pytest.mark.processes, pytest.mark.slurm]
@@ -166,6 +167,7 @@ def test_a_stopped_and_a_killed_task_go_on_and_others_fail_for_good(
     assert "#SBATCH --array=2-3\n" in left
 
 
+@pytest.mark.chaos
 def test_the_table_tells_what_the_queue_does_and_a_cancelled_task_stays_cancelled(
     cluster: Cluster,
 ) -> None:
@@ -252,6 +254,20 @@ def test_a_preempted_task_and_one_of_a_node_that_went_down_go_on(
     undisturbed(cluster.data, tmp_path / "reference", 0, "--set", "epochs=120")
     expected = tmp_path / "reference" / cluster.run(0).relative_to(cluster.home)
     assert_same_weights(cluster.run(0), expected)
+
+
+@pytest.mark.chaos
+def test_a_task_in_its_grace_is_known_as_preempted(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    work = ("--output=/dev/null", "--wrap", "trap '' TERM; sleep 60 & wait; sleep 60")
+    job = slurm.run("sbatch", "--parsable", "--array=3", *work)
+    slurm.await_state(f"{job}_3", "RUNNING")
+    assert preempted() == set()
+    slurm.run("sbatch", "-p", "urgent", "-c", 4, "--output=/dev/null", "--wrap", "sleep 1")
+    assert await_(lambda: preempted() == {f"{job}_3"}, 30)
+    slurm.run("scancel", job)
 
 
 @pytest.mark.chaos
@@ -347,3 +363,4 @@ def test_an_ensemble_waits_for_its_runs_and_reports_without_one_that_failed(
     log = next(cluster.home.glob("slurm/spectral-ensemble-*/job.log")).read_text()
     assert "shard 2 has not finished training: left out" in log
     assert (cluster.run(0).parent / "ensemble.json").exists()
+    assert "ensemble" in (cluster.run(0).parent / "report.html").read_text().lower()

@@ -76,6 +76,8 @@ def test_merged_parts_are_the_bytes_of_one_machine(
     if codec == "zstd":
         kill_in_the_middle(source, out, "2/5")
     directory = directory_of(out)
+    said = spectral_here("status", "--runs", tmp_path / "none", "--data", out)
+    assert said.stdout == f"{directory}: 3 of 5 parts prepared, missing --array=2-3\n", said.stderr
     early = spectral_here("merge", directory)
     assert early.returncode == 1
     assert "2 of 5 parts" in early.stderr
@@ -94,6 +96,7 @@ def test_merged_parts_are_the_bytes_of_one_machine(
     assert spectral_here("verify", directory).returncode == 0
 
 
+@pytest.mark.chaos
 def test_pages_are_filled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Payloads move against the ends of pages, and those of whole images differ in shape."""
     source = write_class_folders(tmp_path / "source", {"train": 40, "val": 3})
@@ -131,6 +134,7 @@ def test_another_plan_is_refused(source: Path, tmp_path: Path) -> None:
     assert "--array=1-5" in spectral_here("merge", directory).stderr
 
 
+@pytest.mark.chaos
 def test_a_damaged_part_is_named_and_the_merge_goes_on_later(source: Path, tmp_path: Path) -> None:
     for k in (1, 2):
         part(source, tmp_path, f"{k}/2")
@@ -153,6 +157,7 @@ def test_a_damaged_part_is_named_and_the_merge_goes_on_later(source: Path, tmp_p
     assert files_of(tmp_path) == whole(source, tmp_path.parent / "whole")
 
 
+@pytest.mark.chaos
 def test_parts_that_start_at_once_agree_on_one_plan(source: Path, tmp_path: Path) -> None:
     """Each lists the source; whoever comes first decides."""
     several = [

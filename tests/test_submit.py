@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import threading
 import time
@@ -15,15 +16,18 @@ import yaml
 from pipeline.errors import ConfigError
 from pipeline.ranges import ranges
 from tests.conftest import SUB4, spectral_here
+from tests.test_prepare import TOY
 from trainer.cluster import again
 from trainer.cluster.again import FailedError, check
 from trainer.cluster.site import Site, load
 from trainer.cluster.tasks import assign
+from trainer.recipes.plan import PlannedRun, TrainingPlan
 from trainer.record import status
 from trainer.record.rundir import RunDir
 from trainer.record.status import Status
 from trainer.record.status import read as read_status
 
+KUBERNETES = json.loads((Path(__file__).parent / "data" / "kubernetes_job.json").read_text())
 SMALL = ("--recipe", "digits", "--set", "batch_size=16", "--name", "x")
 
 
@@ -215,11 +219,37 @@ def test_a_job_that_went_back_into_the_queue_does_not_wait_for_itself(
 # Kubernetes
 
 
+def faults(value: Any, schema: dict[str, Any], place: str = "") -> list[str]:
+    """Where a value is not as the published schema says; strict: an unknown field is a fault."""
+    if "$ref" in schema:
+        schema = KUBERNETES["definitions"][schema["$ref"]]
+    types = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool,
+             "number": (int, float), "null": type(None)}  # fmt: skip
+    wanted = schema.get("type", [])
+    named = [wanted] if isinstance(wanted, str) else wanted
+    if named and not any(isinstance(value, types[name]) for name in named):
+        return [f"{place} = {value!r} is no {named}"]
+    found = [f"{place} lacks {name}" for name in schema.get("required", []) if name not in value]
+    if isinstance(value, dict) and "properties" in schema:
+        known = schema["properties"]
+        found += [f"{place}.{name} is not known" for name in value if name not in known]
+        for name in value.keys() & known.keys():
+            found += faults(value[name], known[name], f"{place}.{name}")
+    for at, item in enumerate(value if isinstance(value, list) else []):
+        found += faults(item, schema.get("items", {}), f"{place}[{at}]")
+    return found
+
+
 def test_the_manifest_of_kubernetes_is_what_its_schema_wants(data: Path, tmp_path: Path) -> None:
-    """The fields of batch/v1 that matter, by name, type and value."""
+    """By name and type all fields, by value those that decide on what goes on."""
     text = submit(data, tmp_path / "runs", "--shard", "0,2-3", "--engine", "kubernetes",
                   "--save-every", "10m", "--at-once", 2)  # fmt: skip
     job: dict[str, Any] = yaml.safe_load(text)
+    assert faults(job, KUBERNETES["definitions"]["Job"]) == []
+    wrong = yaml.safe_load(text.replace("podFailurePolicy", "podFailurePolicies"))
+    wrong["spec"]["template"]["spec"]["containers"][0]["args"] = "a text"
+    wrong["spec"]["completions"] = "3"
+    assert len(faults(wrong, KUBERNETES["definitions"]["Job"])) == 3
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     spec = job["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 2)
@@ -278,3 +308,54 @@ def test_a_preparation_is_three_jobs_that_say_all_options_again(tmp_path: Path) 
         done = spectral_here(*command, *wrong)
         assert done.returncode == exit_status
         assert said in done.stderr
+
+
+# from the data to the report
+
+
+def everything(data: Path, runs: Path, *options: object) -> str:
+    done = spectral_here("submit", "all", "toy", "--source", runs, "--out", data, "--runs", runs,
+                         *TOY, "--name", "x", "--dry-run", *options)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_job_that_waits_for_the_data_says_the_same_again(tmp_path: Path) -> None:
+    text = everything(tmp_path / "out put", tmp_path, "--parts", 3, "--max-bad", 7, "--gpus", 0,
+                      "--recipe", "digits", "--container", "apptainer exec a.sif",
+                      "--", "--mem=3G")  # fmt: skip
+    scripts = text.split("#!/bin/bash")[1:]
+    for script in scripts:
+        subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert len(scripts) == 4
+    assert "sbatch --dependency=afterok:MERGE all.sh" in scripts[2]
+    going_on = scripts[3]
+    line = going_on.strip().splitlines()[-1]
+    assert "apptainer" not in line.split(" submit all ")[0]
+    said = shlex.split(line)
+    assert said[said.index("submit") :][:3] == ["submit", "all", "toy"]
+    assert said[-2:] == ["--", "--mem=3G"]
+    for name, value in (("--out", f"{tmp_path}/out put"), ("--runs", str(tmp_path)),
+                        ("--parts", "3"), ("--max-bad", "7"), ("--gpus", "0"),
+                        ("--splits", "4"), ("--recipe", "digits"),
+                        ("--container", "apptainer exec a.sif")):  # fmt: skip
+        assert said[said.index(name) + 1] == value
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_what_is_prepared_is_trained_fused_and_reported(data: Path, tmp_path: Path) -> None:
+    """With a plan shard 2 goes first, and the others wait for it."""
+    plan = tmp_path / "plan.toml"
+    runs = (PlannedRun("2", 2), PlannedRun("0", 1, "2"), PlannedRun("1", 1, "2"))
+    plan.write_text(TrainingPlan("x", "digits", ("batch_size=16",), runs).toml("made for a test"))
+    text = everything(data, tmp_path / "runs", "--plan", plan)
+    assert text.startswith(f"{data / SUB4}: finished already\n")
+    first, others, fusing = text.split("#!/bin/bash")[1:]
+    assert "#SBATCH --array=2\n" in first
+    assert "#SBATCH --array=0-1\n" in others
+    assert "sbatch --dependency=afterok:JOB_2 job.sh" in first
+    assert "sbatch --dependency=afterany:JOB_0,afterany:JOB_1,afterany:JOB_2 job.sh" in others
+    group = tmp_path / "runs" / SUB4 / "x"
+    assert "ensemble --data" in fusing
+    assert f"report {group} --out {group}/report.html" in fusing
+    subprocess.run(["bash", "-n"], input=fusing, text=True, check=True)

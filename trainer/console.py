@@ -31,10 +31,9 @@ data_options = apply(
 runs_option = click.option(
     "--runs", type=PATH, help="Where runs live [default: $SPECTRAL_RUNS, else ./runs]."
 )
-# Which runs, and how each is carried out
-run_options = apply(
-    click.option("--shard", "shards", help="7, 0-3, 3,5, all; 0+1+2: together."),
-    data_options,
+shard_option = click.option("--shard", "shards", help="7, 0-3, 3,5, all; 0+1+2: together.")
+# How runs are carried out
+training_options = apply(
     click.option("--recipe", help="A recipe's name or file [default: the data set's]."),
     click.option("--model", help="Its network: see `spectral networks`; --set model=… in short."),
     click.option(
@@ -70,9 +69,15 @@ run_options = apply(
     ),
     click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile."),
     click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too."),
+    click.option(
+        "--stage",
+        type=PATH,
+        help="Read the shard from a copy in this folder of the node's own disk.",
+    ),
     click.option("--seeds", type=click.IntRange(min=1), default=1, help="So many of each."),
     runs_option,
 )
+run_options = apply(shard_option, data_options, training_options)
 # How many at a time on this machine
 parallel_options = apply(
     click.option("--gpus", type=click.IntRange(min=1), help="GPUs for each shard [default: 1]."),

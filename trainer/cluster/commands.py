@@ -10,7 +10,13 @@ import click
 from click.core import ParameterSource
 
 from pipeline.console import PATH, Group, PlainCommand, apply, json_option, prepare_options
-from trainer.console import data_options, run_options, runs_option
+from trainer.console import (
+    data_options,
+    run_options,
+    runs_option,
+    shard_option,
+    training_options,
+)
 
 STARTS = 3  # without a new checkpoint in between, after which a run is given up
 WATCHED = 10  # seconds between two looks of `status --watch`
@@ -28,7 +34,30 @@ _job_options = apply(
     click.option("--dry-run", is_flag=True, help="Print the scripts; write and submit nothing."),
     click.argument("sbatch", nargs=-1, metavar="[-- SBATCH OPTIONS]", type=click.UNPROCESSED),
 )
+# How the tasks of a training are shaped
+_shape_options = apply(
+    click.option(
+        "--gpus",
+        type=click.IntRange(min=0),
+        default=1,
+        show_default=True,
+        help="Of a shard's node.",
+    ),
+    click.option("--nodes", type=click.IntRange(min=1), default=1, help="Of a shard."),
+    click.option(
+        "--processes", type=click.IntRange(min=1), help="Of a node [default: one for each GPU]."
+    ),
+    click.option("--at-once", type=click.IntRange(min=1), help="Tasks that may run at a time."),
+    click.option(
+        "--starts",
+        type=click.IntRange(min=1),
+        default=STARTS,
+        show_default=True,
+        help="In a row without a new checkpoint, after which a run is given up.",
+    ),
+)
 WHICH = ("dataset", "splits", "size", "transform", "layout", "codec")  # data is chosen by
+_PLACES = ("source", "out")  # said again as whole paths
 _SITE = ("partition", "account", "time", "cpus", "mail", "container")
 
 
@@ -50,21 +79,7 @@ def submit() -> None:
 
 @submit.command()
 @run_options
-@click.option(
-    "--gpus", type=click.IntRange(min=0), default=1, show_default=True, help="Of a shard's node."
-)
-@click.option("--nodes", type=click.IntRange(min=1), default=1, help="Of a shard.")
-@click.option(
-    "--processes", type=click.IntRange(min=1), help="Of a node [default: one for each GPU]."
-)
-@click.option("--at-once", type=click.IntRange(min=1), help="Tasks that may run at a time.")
-@click.option(
-    "--starts",
-    type=click.IntRange(min=1),
-    default=STARTS,
-    show_default=True,
-    help="In a row without a new checkpoint, after which a run is given up.",
-)
+@_shape_options
 @click.option(
     "--engine",
     type=click.Choice(["slurm", "kubernetes"]),
@@ -97,7 +112,7 @@ def train(
     from trainer.cluster.submit import Order, check_shape
     from trainer.cluster.submit import train as run
     from trainer.data.selection import runs_root
-    from trainer.jobs.asked import runs_asked_for
+    from trainer.jobs.asked import keep_plan, runs_asked_for
 
     shape = Shape(nodes=nodes, gpus=gpus, processes=processes or max(1, gpus))
     check_shape(shape)
@@ -128,6 +143,8 @@ def train(
         starts=starts,
         dry_run=dry_run,
     )
+    if not dry_run:
+        keep_plan(specs, asked["plan_file"])
     for line in run(specs, prepared, order):
         click.echo(line)
 
@@ -144,9 +161,6 @@ def prepare(
     at_once: int | None,
     site: Path | None,
     dry_run: bool,
-    max_bad: int | None,
-    source: Path | None,
-    out: Path | None,
     **asked: Any,
 ) -> None:
     """Prepare DATASET in parts: one job lists the source, an array decodes, the last one merges.
@@ -156,35 +170,121 @@ def prepare(
 
     Example: spectral submit prepare imagenet1k --source DIR --splits 36 --parts 64 --time 4:00:00
     """
+    wanted = _site(site, asked)
+    from trainer.cluster.prepare import prepare as run
+
+    words = _said(click.get_current_context(), {*asked} - {*_PLACES, "max_bad"})
+    order = _preparation(
+        dataset, asked, words, count=parts, site=wanted, at_once=at_once, dry_run=dry_run
+    )
+    for line in run(order):
+        click.echo(line)
+
+
+def _preparation(dataset: str, asked: dict[str, Any], words: list[str], **more: Any) -> Any:
+    """asked: what `spectral prepare` takes; words: the same, as it was said."""
     import os
 
-    wanted = _site(site, asked)
     from pipeline.preparation import preparation
     from trainer.cluster.prepare import Order
-    from trainer.cluster.prepare import prepare as run
 
     for name in ("overwrite", "report_bad", "part", "workers"):
         if asked.pop(name):
             raise click.UsageError(
                 f"--{name.replace('_', '-')} is not for jobs that share the work"
             )
-    words = _said(click.get_current_context(), asked)
-    splits = asked.pop("splits")
     del asked["image_timeout"]
+    source, out, max_bad = asked.pop("source"), asked.pop("out"), asked.pop("max_bad")
     source = (source or Path(os.environ.get("SPECTRAL_SOURCES", "sources")) / dataset).absolute()
     out = (out or Path(os.environ.get("SPECTRAL_DATA", "data"))).absolute()
     bad = [] if max_bad is None else ["--max-bad", str(max_bad)]
-    order = Order(
-        directory=preparation(dataset, splits, **asked).directory(out),
+    return Order(
+        directory=preparation(dataset, asked.pop("splits"), **asked).directory(out),
         words=[dataset, "--source", str(source), "--out", str(out), *words, *bad],
-        count=parts,
-        site=wanted,
         max_bad=max_bad,
-        at_once=at_once,
-        dry_run=dry_run,
+        **more,
     )
-    for line in run(order):
+
+
+@submit.command("all")
+@click.argument("dataset")
+@prepare_options
+@click.option(
+    "--parts", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Tasks to share the preparation.",
+)  # fmt: skip
+@shard_option
+@training_options
+@_shape_options
+@_job_options
+def everything(
+    dataset: str,
+    parts: int,
+    at_once: int | None,
+    gpus: int,
+    nodes: int,
+    processes: int | None,
+    starts: int,
+    site: Path | None,
+    dry_run: bool,
+    **asked: Any,
+) -> None:
+    """Prepare DATASET, train on it, fuse the networks and write a report.
+
+    It takes all that `submit prepare` and `submit train` take. What follows the preparation is
+    submitted by a job that waits for it; the ensemble starts when all training tasks have ended,
+    well or not.
+
+    Example: spectral submit all cifar10 --source DIR --splits 4 --time 4:00:00
+    """
+    context, sbatch = click.get_current_context(), list(asked["sbatch"])
+    wanted = _site(site, asked)
+    from trainer.cluster.chain import Chain
+    from trainer.cluster.chain import everything as run
+    from trainer.cluster.script import Shape
+    from trainer.cluster.submit import Order, check_shape
+    from trainer.data.selection import runs_root
+    from trainer.jobs.asked import keep_plan, runs_asked_for
+
+    shape = Shape(nodes=nodes, gpus=gpus, processes=processes or max(1, gpus))
+    check_shape(shape)
+    root = runs_root(asked["runs"]).absolute()
+    training = {name: asked.pop(name) for name in _names(shard_option, training_options)}
+    training |= {"runs": root, "shards": training["shards"] or _all_unless(training["plan_file"])}
+    words = _said(
+        context, {*context.params} - {"dataset", "sbatch", "dry_run", "runs"} - {*_PLACES}
+    )
+    preparing = _said(context, {*asked} - {*_PLACES, "max_bad"})
+    preparation = _preparation(
+        dataset, asked, preparing, count=parts, site=wanted, at_once=at_once, dry_run=dry_run
+    )
+    places = [*preparation.words[1:5], "--runs", str(root)]
+
+    def runs() -> Any:
+        prepared, specs = runs_asked_for(data=preparation.directory, **training)
+        if not dry_run:
+            keep_plan(specs, training["plan_file"])
+        return prepared, specs
+
+    chain = Chain(
+        preparation=preparation,
+        training=Order(root=root, site=wanted, shape=shape, at_once=at_once, starts=starts,
+                       dry_run=dry_run),
+        words=["submit", "all", dataset, *places, *words, *["--", *sbatch] * bool(sbatch)],
+        runs=runs,
+    )  # fmt: skip
+    for line in run(chain):
         click.echo(line)
+
+
+def _all_unless(plan: Path | None) -> str | None:
+    return None if plan else "all"
+
+
+def _names(*options: Any) -> list[str]:
+    """What the values of options are called."""
+    params = click.command()(apply(*options)(lambda: None)).params
+    return [param.name for param in params if param.name]
 
 
 @submit.command()
@@ -239,27 +339,39 @@ def _said(context: click.Context, names: Iterable[str]) -> list[str]:
 @click.command(cls=PlainCommand)
 @click.argument("words", nargs=-1)
 @runs_option
+@click.option(
+    "--data",
+    type=PATH,
+    help="Where data sets live that are prepared in parts [default: $SPECTRAL_DATA, else ./data].",
+)
 @click.option("--watch", is_flag=True, help=f"Say it again every {WATCHED} s, until Ctrl-C.")
 @json_option
-def status(words: tuple[str, ...], runs: Path | None, watch: bool, as_json: bool) -> None:
-    """Say where all runs stand: how far, how good, running, in the queue, or why not.
+def status(
+    words: tuple[str, ...], runs: Path | None, data: Path | None, watch: bool, as_json: bool
+) -> None:
+    """Say where all runs stand: how far, how good, running, in the queue, or why not; and which
+    parts of a preparation are missing.
 
     WORDS choose: those whose folders, shard or state hold all of them. Where there is a Slurm, its
     queue is asked too. Nothing is written.
 
     Example: spectral status cifar10 failed
     """
-    from trainer.cluster.standing import standing
-    from trainer.data.selection import runs_root
+    from trainer.cluster.standing import parts_left, standing
+    from trainer.data.selection import data_root, runs_root
     from trainer.reports.runs import table
 
     root = runs_root(runs)
     while True:
-        found = standing(root, words)
+        preparing = parts_left(data_root(data), words)
+        found = standing(root, words) if root.is_dir() or not preparing else []
         if watch and not as_json:
             click.clear()
         click.echo(
-            json.dumps([run.row() for run in found], indent=1) if as_json else table(found, root)
+            json.dumps([run.row() for run in found], indent=1)
+            if as_json
+            else "\n".join([table(found, root), *preparing] if found else preparing)
+            or table(found, root)
         )
         if not watch:
             return

@@ -1,7 +1,7 @@
 """The jobs of a preparation in parts: one that lists the source, an array of parts, the merge."""
 
 import shlex
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -30,12 +30,14 @@ class Order:
     dry_run: bool = False
 
 
-def prepare(order: Order) -> Iterator[str]:
-    """Submit what is left to do; a line of each job."""
+def prepare(order: Order) -> Generator[str, None, str]:
+    """Submit what is left to do; a line of each job. Returns the number of the job that merges,
+    with which all is done; nothing where it is done already.
+    """
     directory, count = order.directory, order.count
     if (directory / manifest.NAME).exists():
         yield f"{directory}: finished already"
-        return
+        return ""
     shared = parts.load(directory)
     if shared is not None and shared.count != count:
         raise ConfigError(f"{directory} was begun in {shared.count} parts: say --parts "
@@ -57,12 +59,13 @@ def prepare(order: Order) -> Iterator[str]:
         arrays.append((yield from _hand_in(order, "prepare", text, _afterok([listing]))))
     merging = waiting.job("merge")
     if merging is None:
-        yield from _hand_in(order, "merge", _merge(order), _afterok(arrays))
+        merging = yield from _hand_in(order, "merge", _merge(order), _afterok(arrays))
     elif todo:
         slurm.call("scontrol", "update", f"JobId={merging}", f"Dependency={_afterok(arrays)}")
         yield f"job {merging}: the merge waits for the new array too"
     else:
         yield f"{directory}: in the queue already, merge job {merging}"
+    return merging
 
 
 class _Waiting:

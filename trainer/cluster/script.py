@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.cluster.commands import STARTS
@@ -73,13 +73,33 @@ exit $status
 """
 
 
-def single(name: str, logs: Path, words: Sequence[str], site: Site, gpus: int) -> str:
-    """One job that runs a command of ours."""
+def single(name: str, logs: Path, commands: Sequence[Sequence[str]], site: Site, gpus: int) -> str:
+    """One job that runs commands of ours, one after another, as long as they succeed."""
     options = ["--requeue", "--open-mode=append", *[f"--gpus-per-node={gpus}"] * bool(gpus)]
+    steps = " &&\n".join(
+        f"{_srun(site)} \\\n    {site.program} {shlex.join(words)}" for words in commands
+    )
     return f"""{_head(name, logs / "job.log", options, site)}
 {_start(site)}
-{_srun(site)} \\
-    {site.program} {shlex.join(words)}
+{steps}
+"""
+
+
+def go_on(name: str, logs: Path, words: Sequence[str], site: Site) -> str:
+    """One job that submits further ones, by the code that submits it: a container has no sbatch."""
+    outside = replace(site, container="", command="" if site.container else site.command)
+    options = [
+        "--requeue",
+        "--open-mode=append",
+        "--kill-on-invalid-dep=yes",
+        f"--chdir={Path.cwd()}",
+    ]
+    return f"""{_head(name, logs / "job.log", options, site)}
+{_start(outside)}
+for name in ${{!SLURM_@}}; do  # what this job was told is not for those that it submits
+    [ $name = SLURM_CONF ] || unset $name
+done
+{outside.program} {shlex.join(words)}
 """
 
 

@@ -65,6 +65,15 @@ def queued() -> list[Queued]:
     return found
 
 
+def preempted() -> set[str]:
+    """Jobs in their grace, before they give way. Slurm forgets it when they are requeued."""
+    user = str(os.getuid())
+    command = ("squeue", "--noheader", "--array", "--user", user, "--states=RUNNING,COMPLETING")
+    lines = call(*command, "--Format", "PreemptTime:24,JobArrayID:40").splitlines()
+    words = [line.split() for line in lines]
+    return {job for when, job in (w for w in words if len(w) == 2) if when[:1].isdigit()}
+
+
 def max_array(*, dry_run: bool) -> int:
     """Tasks that an array may have, with the indices below that number; of a dry run, where there
     is no Slurm to ask, its default.

@@ -9,6 +9,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.format import parts
+from pipeline.ranges import ranges
 from trainer.cluster import slurm
 from trainer.cluster.slurm import Queued, SlurmError
 from trainer.cluster.tasks import FOLDER, in_queue
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 def standing(root: Path, words: tuple[str, ...] = ()) -> list[Run]:
     """The runs in `root` whose folders, shard or state hold all words."""
     jobs = _jobs(root.absolute())
+    going = _preempted() if any(job.state == "RUNNING" for job in jobs.values()) else set()
+    jobs = {run: replace(job, state="PREEMPTED") if job.job in going else job
+            for run, job in jobs.items()}  # fmt: skip
     return list_runs(root, words, lambda run: _seen(run, jobs.get(run.directory.absolute())))
 
 
@@ -32,6 +37,30 @@ def _jobs(root: Path) -> dict[Path, Queued]:
     except SlurmError as error:
         log.warning("the queue is not known: %s", error)
         return {}
+
+
+def _preempted() -> set[str]:
+    try:
+        return slurm.preempted()
+    except SlurmError:  # of a Slurm that does not tell
+        return set()
+
+
+def parts_left(data: Path, words: tuple[str, ...] = ()) -> list[str]:
+    """A line of each preparation in parts that has not been merged."""
+    lines = []
+    for plan in sorted(data.glob(f"*/*/{parts.FOLDER}/{parts.PLAN}")):
+        directory = plan.parents[1]
+        shared = parts.load(directory)
+        name = str(directory.relative_to(data))
+        if shared is None or not all(word.lower() in name.lower() for word in words):
+            continue
+        missing = shared.missing()
+        lines.append(
+            f"{directory}: {shared.count - len(missing)} of {shared.count} parts prepared, "
+            + (f"missing --array={ranges(missing)}" if missing else "not merged yet")
+        )
+    return lines
 
 
 def _seen(run: Run, job: Queued | None) -> Run:

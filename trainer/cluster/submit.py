@@ -3,7 +3,7 @@
 What waits for another run, to start from its weights, is an array of its own that depends on it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +23,8 @@ from trainer.reports.report import figures
 from trainer.run.carry_out import first_weights
 from trainer.run.spec import RunSpec
 
+REPORT = "report.html"  # of a group's directory
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
@@ -38,8 +40,12 @@ class Order:
     dry_run: bool = False
 
 
-def train(specs: Sequence[RunSpec], data: Prepared, order: Order) -> Iterator[str]:
-    """Submit what is left to do; a line of each run that is left out, and of each job."""
+def train(
+    specs: Sequence[RunSpec], data: Prepared, order: Order
+) -> Generator[str, None, dict[Path, str]]:
+    """Submit what is left to do; a line of each run that is left out, and of each job. Returns the
+    runs that are in the queue now, each with its job.
+    """
     root = order.root.absolute()
     jobs = in_queue(root, _queued(order))
     left = []
@@ -60,6 +66,7 @@ def train(specs: Sequence[RunSpec], data: Prepared, order: Order) -> Iterator[st
     for alike in _stages(specs):
         if todo := [spec for spec in alike if spec in left]:
             yield from _array(alike, todo, submitted, order)
+    return submitted
 
 
 def _queued(order: Order) -> list[Queued]:
@@ -129,23 +136,31 @@ def _shown(text: str, tasks: Tasks | None, dependency: str) -> Iterator[str]:
         yield "\n# tasks\n" + "".join(f"# {line}\n" for line in tasks.text.splitlines())
 
 
-def ensemble(group: Path, data: Prepared, order: Order) -> Iterator[str]:
-    """One job that fuses the runs of a group, and writes a report, once those in the queue have
-    ended, however they ended: what is missing is said in its log.
+def ensemble(
+    group: Path, data: Prepared, order: Order, submitted: Mapping[Path, str] | None = None
+) -> Iterator[str]:
+    """One job that fuses the runs of a group, and writes a report beside them, once those in the
+    queue have ended, however they ended: what is missing is said in its log. submitted: the runs
+    in the queue, where that is known.
     """
     root = order.root.absolute()
     group = group.absolute()
     name = f"{slurm.PREFIX}ensemble-{sha256(str(group).encode()).hexdigest()[:8]}"
     queue = _queued(order)
+    if submitted is None:
+        submitted = {run: job.job for run, job in in_queue(root, queue).items()}
+    jobs = sorted({job for run, job in submitted.items() if run.parent == group})
+    dependency = ",".join(f"afterany:{job}" for job in jobs)
     if found := next((job for job in queue if job.name == name), None):
         yield f"{group}: in the queue already, job {found.job}"
+        if jobs and found.state == "PENDING" and not order.dry_run:
+            slurm.call("scontrol", "update", f"JobId={found.job}", f"Dependency={dependency}")
         return
-    jobs = {job.job for run, job in in_queue(root, queue).items() if run.parent == group}
     words = ["ensemble", "--data", str(data.directory.absolute()), "--recipe", group.name,
              "--runs", str(root)]  # fmt: skip
+    report = ["report", str(group), "--out", str(group / REPORT)]
     folder = root / FOLDER / name
-    text = script.single(name, folder, words, order.site, order.shape.gpus)
-    dependency = ",".join(f"afterany:{job}" for job in sorted(jobs))
+    text = script.single(name, folder, [words, report], order.site, order.shape.gpus)
     if order.dry_run:
         yield from _shown(text, None, dependency)
         return

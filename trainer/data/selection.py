@@ -2,7 +2,8 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import ConfigError, SpectralError
@@ -14,14 +15,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared directory and its manifest."""
+    """A prepared directory and its manifest. staged: where copies of its files are, by name."""
 
     directory: Path
     manifest: Manifest
+    staged: Mapping[str, Path] = field(default_factory=dict)
 
     def shard_path(self, split: str, k: int) -> Path:
         """The beton of plane `k`; ConfigError when it is not there."""
-        path = self.directory / self.manifest.shard(split, k)
+        name = self.manifest.shard(split, k)
+        path = self.staged.get(name, self.directory / name)
         if not path.exists():
             raise ConfigError(f"{path} is missing, though the manifest lists it: prepare again")
         return path

@@ -30,6 +30,7 @@ def runs_asked_for(
     compile_network: bool,
     tensorboard: bool,
     seeds: int,
+    stage: Path | None,
     **wanted: Any,
 ) -> tuple[Prepared, list[RunSpec]]:
     """The prepared data and a specification of each run: all shards with the first seed, then all
@@ -42,6 +43,7 @@ def runs_asked_for(
         deterministic=deterministic,
         compile_network=compile_network,
         tensorboard=tensorboard,
+        stage=None if stage is None else str(stage.absolute()),
     )
     splits = prepared.manifest.preparation.splits
     numbers = None if shards is None else parse_shards(shards, splits)

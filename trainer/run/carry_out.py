@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError, StoppedError, describe
 from pipeline.format import manifest
 from trainer.data.loader import check_samples
 from trainer.data.selection import Prepared
+from trainer.data.staging import staged
 from trainer.models import others
 from trainer.process.device import make_deterministic, pick_device
 from trainer.process.stop import StopRequest, stop_requests
@@ -38,7 +39,12 @@ def carry_out(spec: RunSpec, progress_bar: ProgressBar) -> str:
     _check_planes(spec, data)
     device = pick_device()
     make_deterministic(spec.execution.deterministic)
-    with stop_requests() as stop, joined(device) as world:
+    folder = Path(spec.execution.stage) if spec.execution.stage else None
+    with (
+        staged(data, spec.planes, folder) as data,
+        stop_requests() as stop,
+        joined(device) as world,
+    ):
         if not world.leads:
             logging.getLogger("trainer").setLevel(logging.ERROR)
             progress_bar = _silent

@@ -50,6 +50,7 @@ class Due:
 class Execution:
     """`feed`: auto, stream or resident. `save_every`: between checkpoints. `deterministic`: the
     same bits each time on a GPU too, slower. `compile_network`: by `torch.compile`.
+    `stage`: a folder of the node's own disk, to which shards are copied first.
     """
 
     feed: str = "auto"
@@ -57,3 +58,4 @@ class Execution:
     deterministic: bool = False
     compile_network: bool = False
     tensorboard: bool = False
+    stage: str | None = None
