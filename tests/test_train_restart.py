@@ -17,8 +17,8 @@ from trainer.record.weights import load_weights
 
 pytestmark = pytest.mark.processes
 
-STEPS = 400  # 80 epochs of 5
-OPTIONS = ("--recipe", "digits", "--name", "run", "--save-every", "7", "--set", "epochs=80",
+STEPS = 200  # 40 epochs of 5
+OPTIONS = ("--recipe", "digits", "--name", "run", "--save-every", "7", "--set", "epochs=40",
            "--set", "batch_size=16", "--set", "model_args.width=8", "--set", "ema=0.9",
            "--set", "augment.mixup=0.2", "--set", "augment.cutout=4")  # fmt: skip
 
@@ -115,7 +115,7 @@ def kill_repeatedly(data: Path, runs: Path, kills: int, *options: object) -> Non
 def test_a_killed_run_ends_like_an_undisturbed_one(
     data: Path, tmp_path: Path, undisturbed: Path, feed: str
 ) -> None:
-    kill_repeatedly(data, tmp_path, 2, "--feed", feed)
+    kill_repeatedly(data, tmp_path, 1, "--feed", feed)
     assert assert_same_end(tmp_path, undisturbed) > 50
 
 
@@ -135,7 +135,7 @@ def test_signals_save_and_a_damaged_checkpoint_falls_back(
     """SIGUSR2 and SIGUSR1 end it with status 75 after a checkpoint of that very step; then
     last.pt loses a bit, and the one before it is used: the end is the same again.
     """
-    for number, after in ((signal.SIGUSR2, 100), (signal.SIGUSR1, 200)):
+    for number, after in ((signal.SIGUSR2, 50), (signal.SIGUSR1, 100)):
         status, error = interrupt(data, tmp_path, after, number)
         assert status == 75, error
         assert f"stopped by {number.name} after step" in error
@@ -150,7 +150,7 @@ def test_signals_save_and_a_damaged_checkpoint_falls_back(
     assert "last.pt cannot be loaded" in done.stderr
     assert "going on from the one before" in done.stderr
     before = torch.load(run_directory(tmp_path) / "previous.pt", weights_only=True)
-    assert before["progress"]["step"] > 200
+    assert before["progress"]["step"] > 100
     assert_same_end(tmp_path, undisturbed)
 
 
@@ -174,26 +174,25 @@ def curve(runs: Path) -> dict[int, float]:
 
 
 def test_several_processes_train_as_one_would(data: Path, tmp_path: Path) -> None:
-    """Shares are uneven (22 by 3, 22 by 2); losses, accuracies and weights agree within
-    rounding, also of a run that goes on in another number of processes.
+    """Shares are uneven (22 by 3); losses, accuracies and weights agree within rounding, of a run
+    that is begun by one process, and goes on in three.
     """
     finish(data, tmp_path / "1", *WITHOUT_BN)
-    torchrun(3, data, tmp_path / "3", *WITHOUT_BN)
-    status, error = interrupt(data, tmp_path / "2", 50, signal.SIGTERM, *WITHOUT_BN)
+    status, error = interrupt(data, tmp_path / "3", 50, signal.SIGTERM, *WITHOUT_BN)
     assert status == 75, error
-    torchrun(2, data, tmp_path / "2", *WITHOUT_BN)
+    torchrun(3, data, tmp_path / "3", *WITHOUT_BN)
     expected = curve(tmp_path / "1")
     best = load_weights(run_directory(tmp_path / "1") / "best.safetensors").tensors
     result = json.loads((run_directory(tmp_path / "1") / "result.json").read_text())
-    for runs in (tmp_path / "2", tmp_path / "3"):
-        found = curve(runs)
-        assert found.keys() == expected.keys()
-        for step, loss in expected.items():
-            assert found[step] == pytest.approx(loss, abs=1e-4), step
-        other = load_weights(run_directory(runs) / "best.safetensors").tensors
-        for name, value in best.items():
-            assert torch.allclose(value, other[name], atol=1e-4), name
-        again = json.loads((run_directory(runs) / "result.json").read_text())
-        assert again["val"]["samples"] == 30
-        assert again["val"]["top1"] == pytest.approx(result["val"]["top1"], abs=0.034)
-        assert again["val"]["nll"] == pytest.approx(result["val"]["nll"], abs=1e-3)
+    runs = tmp_path / "3"
+    found = curve(runs)
+    assert found.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert found[step] == pytest.approx(loss, abs=1e-4), step
+    other = load_weights(run_directory(runs) / "best.safetensors").tensors
+    for name, value in best.items():
+        assert torch.allclose(value, other[name], atol=1e-4), name
+    again = json.loads((run_directory(runs) / "result.json").read_text())
+    assert again["val"]["samples"] == 30
+    assert again["val"]["top1"] == pytest.approx(result["val"]["top1"], abs=0.034)
+    assert again["val"]["nll"] == pytest.approx(result["val"]["nll"], abs=1e-3)
