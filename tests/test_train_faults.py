@@ -226,6 +226,14 @@ def test_a_changed_value_of_a_network_is_found(tmp_path: Path) -> None:
         load_weights(path)
 
 
+def test_equal_networks_have_equal_files(tmp_path: Path) -> None:
+    path, files = tmp_path / "w.safetensors", set()
+    for _ in range(20):
+        save_weights(path, {"b": torch.ones(2), "a": torch.zeros(3)}, {"step": 4})
+        files.add(path.read_bytes())
+    assert len(files) == 1
+
+
 def test_a_disk_without_links_keeps_the_checkpoint_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

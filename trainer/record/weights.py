@@ -17,7 +17,8 @@ from torch import Tensor
 from pipeline.errors import DamagedError
 from pipeline.files import write_whole
 
-_DIGEST, _FACTS = "spectral.digest", "spectral.facts"
+# One key: of several the library writes the order by chance, and equal networks have equal files
+_KEY = "spectral"
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,18 @@ def save_weights(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) 
     # batch norm's buffers may be of one memory, and kernels in the order of channels-last
     plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
     separate = {name: value.clone() for name, value in plain.items()}
-    metadata = {_DIGEST: digest_of(separate), _FACTS: json.dumps(facts)}
-    write_whole(path, save(separate, metadata))
+    own = json.dumps({"digest": digest_of(separate), "facts": facts})
+    write_whole(path, save(separate, {_KEY: own}))
 
 
 def load_weights(path: Path) -> Weights:
     """DamagedError for what is no such file, or not as it was written. OSError."""
     content = path.read_bytes()
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        tensors = load(content)
-        facts, digest = json.loads(metadata[_FACTS]), metadata[_DIGEST]
+        own, tensors = _own(path), load(content)
+        facts, digest = own["facts"], own["digest"]
     except (SafetensorError, ValueError, KeyError) as error:
-        why = f"it lacks {error}" if isinstance(error, KeyError) else error
-        raise DamagedError(f"{path} cannot be loaded as weights of this tool: {why}") from error
+        raise _foreign(path, error) from error
     if digest_of(tensors) != digest:
         raise DamagedError(f"{path} is damaged: its values are not those that were written")
     return Weights(tensors, facts, digest)
@@ -59,10 +57,9 @@ def load_weights(path: Path) -> Weights:
 def identity(path: Path) -> str:
     """The digest that a file says its values have, without reading them. DamagedError, OSError."""
     try:
-        with safe_open(path, "np") as file:
-            return str((file.metadata() or {})[_DIGEST])
-    except (SafetensorError, KeyError) as error:
-        raise DamagedError(f"{path} cannot be loaded as weights of this tool: {error}") from error
+        return str(_own(path)["digest"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _foreign(path, error) from error
 
 
 def digest_of(tensors: dict[str, Tensor]) -> str:
@@ -73,3 +70,14 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def _own(path: Path) -> dict[str, Any]:
+    with safe_open(path, "np") as file:
+        own: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+    return own
+
+
+def _foreign(path: Path, error: Exception) -> DamagedError:
+    why = f"it lacks {error}" if isinstance(error, KeyError) else error
+    return DamagedError(f"{path} cannot be loaded as weights of this tool: {why}")
