@@ -101,11 +101,11 @@ import time
 from datetime import timedelta
 import torch, torch.distributed as dist
 from trainer.process.world import World
-dist.init_process_group("gloo", timeout=timedelta(seconds=2))
+dist.init_process_group("gloo", timeout=timedelta(seconds=4))
 world = World(dist.get_rank(), 2, torch.device("cpu"))
 for way in (world.wait_long, world.wait):
     if world.leads:
-        time.sleep(4)
+        time.sleep(7)
     way()
     print("waited", way.__name__, flush=True)
 dist.destroy_process_group()
