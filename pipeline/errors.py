@@ -10,7 +10,7 @@ _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space, then run the same command again",
     errno.EDQUOT: "the quota is used up: free some space, then run the same command again",
     errno.EROFS: "the file system is read-only: choose another place",
-    errno.EACCES: "permission denied: choose another place or mend its permissions",
+    errno.EACCES: "permission denied: mend its permissions, or choose another place",
     errno.EFBIG: "too large for the file system or for `ulimit -f`: raise the limit",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
 }

@@ -6,6 +6,14 @@ from pathlib import Path
 from typing import Any
 
 
+def from_json(text: str | bytes) -> Any:
+    """What a JSON text says; ValueError for what is none, or too deeply nested to be anybody's."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write beside, sync, rename."""
     write_beside(path, content).replace(path)

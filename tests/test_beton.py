@@ -151,6 +151,21 @@ def test_a_partial_file_that_lost_bytes_is_refused(tmp_path: Path) -> None:
         BetonWriter(tmp_path / "a.beton", image_field(ZSTD), 5, mark)
 
 
+def test_a_partial_file_that_ends_with_a_piece_and_lost_bytes_is_refused(tmp_path: Path) -> None:
+    """Of such a one nothing is read again."""
+    field, path = image_field(ZSTD), tmp_path / "a.beton.partial"
+    writer = BetonWriter(tmp_path / "a.beton", field, 2)
+    append(writer, ZSTD, [b"x"])
+    first = writer.mark().end
+    append(writer, ZSTD, [b"x" * (PIECE - first % PIECE)], 1)
+    mark = writer.mark()
+    writer.close()
+    assert mark.end % PIECE == 0
+    os.truncate(path, mark.end - 1)
+    with pytest.raises(DamagedError, match="--overwrite"):
+        BetonWriter(tmp_path / "a.beton", field, 2, mark)
+
+
 def read_so_far() -> int:
     """Bytes that this process has read."""
     return int(Path("/proc/self/io").read_text().split()[1])

@@ -187,3 +187,34 @@ def test_parts_of_one_compressed_archive_start_in_its_middle(
         part(archive, out, f"{k}/2")
     assert spectral_here("merge", directory_of(out)).returncode == 0
     assert files_of(out) == whole(archive, tmp_path / "whole")
+
+
+def test_a_part_in_the_place_of_another_is_refused(source: Path, tmp_path: Path) -> None:
+    """As a copy from node to node may leave it; else images would be lost, and others doubled."""
+    for k in (1, 2, 3):
+        part(source, tmp_path, f"{k}/3")
+    directory = directory_of(tmp_path)
+    shutil.rmtree(directory / "parts" / "2")
+    shutil.copytree(directory / "parts" / "3", directory / "parts" / "2")
+    done = spectral_here("merge", directory)
+    assert done.returncode == 1
+    assert f"{directory / 'parts' / '2'} holds another part (rows 78 to 117 of" in done.stderr
+    assert not (directory / "manifest.json").exists()
+
+
+def test_a_merge_removes_nothing_of_others(source: Path, tmp_path: Path) -> None:
+    for k in (1, 2):
+        part(source, tmp_path, f"{k}/2")
+    directory = directory_of(tmp_path)
+    for name in ("notes", "2/mine.txt", "2/train/sub/precious", "1/journal/x"):
+        own = directory / "parts" / name
+        own.parent.mkdir(exist_ok=True)
+        own.write_text("mine")
+        done = spectral_here("merge", directory)
+        assert done.returncode == 1
+        assert "parts/" + "/".join(name.split("/")[:3]) in done.stderr
+        assert own.read_text() == "mine"
+        own.unlink()
+        if own.parent.name == "sub":
+            own.parent.rmdir()
+    assert spectral_here("merge", directory).returncode == 0

@@ -432,10 +432,3 @@ def test_output_within_the_source_is_refused(source: Path) -> None:
     assert done.returncode == 1
     assert "lie within each other" in done.stderr
     assert not (source / "data").exists()
-
-
-def test_errors_of_the_machine_name_the_place(source: Path) -> None:
-    """/proc takes no new folders, even from root."""
-    done = prepare(source, "/proc/nowhere")
-    assert done.returncode == 1
-    assert "Error: /proc/nowhere" in done.stderr

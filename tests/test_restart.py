@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from pipeline.format.beton_writer import Mark
 from pipeline.preparation import preparation
 from pipeline.stage import journal, run, samples
 from pipeline.stage.journal import Journal, load, save
+from pipeline.stage.owned import remove
 from pipeline.stage.resume import State
 from pipeline.stage.write import Shards
-from tests.conftest import AS_ROOT, ROOT, spectral_here
+from tests.conftest import AS_ROOT, ROOT, SUB4, spectral_here
 from tests.test_prepare import TOY, children, files_of, wait_until
 
 pytestmark = pytest.mark.processes
@@ -185,7 +187,7 @@ def _cut(*args: object) -> None:
 def _nth(function: Callable[..., object], n: int) -> Callable[..., object]:
     """`function`, cut off at its n-th call."""
     calls = iter(range(1, 1_000_000))
-    return lambda *args: _cut() if next(calls) == n else function(*args)
+    return lambda *args, **named: _cut() if next(calls) == n else function(*args, **named)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +271,14 @@ def test_a_long_run_leaves_a_state_as_small_as_a_short_one(tmp_path: Path) -> No
         assert (state.tally.rows, state.reasons) == (49, dict.fromkeys(range(50), "bad"))
         assert state.marks["train/7"] == replace(mark, digests=(digest * 50, digest * 100))
         assert state.outcomes.read(4321, 1).tolist() == [(43, 43)]
+    reasons = tmp_path / "reasons.jsonl"
+    whole = reasons.read_bytes()
+    os.truncate(reasons, len(whole) - 1)
+    with pytest.raises(
+        DamagedError, match=r"reasons\.jsonl is not what was written: .*--overwrite"
+    ):
+        State(tmp_path, prep)
+    reasons.write_bytes(whole)
     with (tmp_path / "digests").open("r+b") as file:
         file.write(b"x")
     with pytest.raises(DamagedError, match=r"digests is not what was written: .*--overwrite"):
@@ -370,6 +380,17 @@ def test_other_options_than_those_that_it_was_begun_with_are_refused(
     same = spectral_here(*words(many, tmp_path, "sub4", 2))  # the folder's date differs, no more
     assert same.returncode == 0, same.stderr
     assert "resuming after" in same.stderr
+
+
+def test_overwrite_takes_the_manifest_first(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off anywhere, what is left of a finished directory is not taken for one."""
+    shutil.copytree(data / SUB4, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(Path, "unlink", _nth(Path.unlink, 2))
+    with pytest.raises(Cut):
+        remove(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_overwrite_starts_over(data: Path, source: Path, tmp_path: Path) -> None:

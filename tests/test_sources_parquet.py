@@ -127,7 +127,11 @@ def test_without_names_the_labels_themselves_are_the_classes(tmp_path: Path) -> 
     assert (found.labels("train"), found.labels("val")) == ([0, 4, 11], [2])
 
 
-@pytest.mark.parametrize("metadata", [b"no JSON", b"[]", b'{"info": {"features": {"label": {}}}}'])
+@pytest.mark.parametrize(
+    "metadata",
+    [b"no JSON", b"[]", b"[" * 300_000, b'{"info": {"features": {"label": {}}}}'],
+    ids=["none", "list", "deep", "label"],
+)
 def test_metadata_of_another_kind_is_no_error(metadata: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a" / "train.parquet"
     write(path, [0, 1])

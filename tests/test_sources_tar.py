@@ -316,6 +316,15 @@ def test_a_header_with_a_negative_size_is_damage(tmp_path: Path, size: int, kind
     assert str(path) in str(caught.value)
 
 
+def test_a_member_longer_than_any_file_is_cut_short(tmp_path: Path) -> None:
+    """The system refuses to go to its end, and would name no file."""
+    path = tmp_path / "lies.tar"
+    path.write_bytes(member("a.jpg", 1 << 62) + bytes(2048))
+    with path.open("rb") as stream, pytest.raises(SourceError, match="is cut short") as caught:
+        list(iter_members(stream, str(path)))
+    assert str(path) in str(caught.value)
+
+
 def test_members_beyond_4_gib_are_found(tmp_path: Path) -> None:
     """A file that long, and one behind it; the disk holds a few blocks of it."""
     path, size = tmp_path / "long.tar", 5 << 30

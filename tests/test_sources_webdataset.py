@@ -86,6 +86,7 @@ def test_webdataset_without_splits_is_all_train(tmp_path: Path) -> None:
         ({"k.jpg": b"1", "k.cls": b"-1"}, "the label -1"),
         ({"k.jpg": b"1", "k.json": b'{"label": "n01"}'}, "the label 'n01'"),
         ({"k.jpg": b"1", "k.json": b"{"}, "no JSON"),
+        ({"k.jpg": b"1", "k.json": b"[" * 300_000}, "no JSON"),
         ({"k.jpg": b"1", "k.png": b"1", "k.cls": b"1"}, "two images of the key k"),
         ({"readme.txt": b"1"}, "no samples"),
         ({"k.seg.png": b"1", "k.cls": b"1", "l.jpg": b"1", "l.cls": b"1"}, "k has no image"),

@@ -95,6 +95,14 @@ def test_a_training_job_needs_the_manifest_and_its_own_shard_alone(copy: Path) -
     assert str(path) in spectral_here("verify", copy, "--shard", 2).stderr
 
 
+def test_a_manifest_that_is_nested_without_end_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 300_000)
+    for command in ("verify", "inspect", "merge"):
+        done = spectral_here(command, tmp_path)
+        assert done.returncode == 1
+        assert "manifest.json is damaged" in done.stderr, done.stderr
+
+
 def test_missing_and_truncated_files_are_named(copy: Path) -> None:
     (copy / "train" / "shard_01.beton").unlink()
     longer = copy / "val" / "shard_03.beton"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
-from pipeline.files import sync_directory, write_whole
+from pipeline.files import from_json, sync_directory, write_whole
 from pipeline.preparation import Preparation
 
 SCHEMA = 4
@@ -105,7 +105,7 @@ def load(directory: Path) -> Manifest:
 
 def _parse(path: Path, text: str) -> Manifest:
     try:
-        content = json.loads(text)
+        content = from_json(text)
         schema = content.pop("schema")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DamagedError(f"{path} is damaged: not the JSON that was written") from error

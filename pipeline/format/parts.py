@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, DamagedError
-from pipeline.files import sync_directory, write_beside, write_json
+from pipeline.files import from_json, sync_directory, write_beside, write_json
 
 FOLDER, PLAN, DONE = "parts", "plan.json", "done.json"
 _AGAIN = "remove that folder, or start over with --overwrite"
@@ -56,12 +56,20 @@ class Parts:
         """What a finished part has made; None of one that has not finished by this plan."""
         path = self.folder(part) / DONE
         try:
-            content = json.loads(path.read_bytes())
-            return content if content["plan"] == self.digest else None
+            content: dict[str, Any] = from_json(path.read_bytes())
+            if content["plan"] != self.digest:
+                return None
+            rows = tuple(content["rows"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedError(f"{path} is damaged: {_AGAIN}") from error
+        if rows != self.bounds(part):
+            raise DamagedError(
+                f"{path.parent} holds another part (rows {rows[0]} to {rows[1]} of the list): "
+                "remove that folder, run this part again"
+            )
+        return content
 
     def finish(self, part: int, content: dict[str, Any]) -> None:
         """Write done.json: all else is on the disk."""
@@ -82,7 +90,7 @@ def load(directory: Path) -> Parts | None:
     """The parts of a directory; None if it is not prepared in parts."""
     path = directory / FOLDER / PLAN
     try:
-        content = json.loads(path.read_bytes())
+        content = from_json(path.read_bytes())
         return Parts(directory, {**content, "parts": int(content["parts"])})
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -128,7 +136,7 @@ def progress(folder: Path) -> int:
     """How much a part that was interrupted has noted, in rows; or a merge, in shards."""
     try:
         _, _, record = (folder / "journal" / "state").read_bytes().partition(b" ")
-        return int(json.loads(record)["tally"]["rows"])
+        return int(from_json(record)["tally"]["rows"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
     try:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DamagedError
-from pipeline.files import sync_directory
+from pipeline.files import from_json, sync_directory
 
 SPLITS = ("train", "calib", "val", "test")
 ROWS = pa.schema(
@@ -172,7 +172,7 @@ class Index:
     def load(cls, folder: Path, root: Path) -> "Index | None":
         """The index in `folder`; None if its scan was interrupted."""
         try:
-            content = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+            content = from_json((folder / "index.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:

@@ -1,5 +1,6 @@
 """Finds out which layout a path has, or says what is there and what is accepted."""
 
+import os
 from pathlib import Path
 
 from pipeline.errors import SourceError, first_few
@@ -41,10 +42,17 @@ def recognise(root: Path) -> Source:
         raise SourceError(f"--source {root}: no such file or directory")
     if not root.is_dir() and not root.is_file():
         raise SourceError(f"--source {root} is neither a folder nor a regular file")
-    for path in (root, *_only_file(root)):
-        for layout in LAYOUTS:
-            if layout.recognises(path):
-                return layout(path)
+    try:
+        for path in (root, *_only_file(root)):
+            for layout in LAYOUTS:
+                if layout.recognises(path):
+                    return layout(path)
+    except PermissionError as error:
+        sought = Path(error.filename or root)
+        if os.path.lexists(sought):
+            raise
+        # what was looked for may not be there at all: the folder is what cannot be read
+        raise PermissionError(error.errno, error.strerror, str(sought.parent)) from error
     raise SourceError(f"--source {root}: {_found(root)}; accepted are\n{accepted()}")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import DamagedError
-from pipeline.files import sync_directory, write_at, write_whole
+from pipeline.files import from_json, sync_directory, write_at, write_whole
 
 Record = dict[str, Any]
 COMMIT_SECONDS = 1.0
@@ -160,5 +160,5 @@ def _parse(line: bytes) -> Record | None:
     text, newline, _ = text.partition(b"\n")
     if not newline or checksum != b"%08x" % zlib.crc32(text):
         return None
-    record: Record = json.loads(text)
+    record: Record = from_json(text)
     return record

@@ -28,7 +28,7 @@ from pipeline.ranges import ranges
 from pipeline.sources.index import SPLITS, Index
 from pipeline.stage import samples
 from pipeline.stage.journal import Journal, Table, damaged
-from pipeline.stage.owned import JOURNAL
+from pipeline.stage.owned import JOURNAL, refuse_foreign
 from pipeline.stage.part import load_index
 from pipeline.stage.prepare import allowed_bad, locked
 from pipeline.stage.samples import OUTCOME
@@ -41,7 +41,10 @@ _MERGED = "merged.jsonl"  # in parts/: the shards that are whole
 
 
 def merge(directory: Path, max_bad: int | None, progress: ProgressBar) -> tuple[Manifest, bool]:
-    """The manifest, and whether it was there already. ConfigError that names missing parts."""
+    """The manifest, and whether it was there already. ConfigError that names missing parts, or what
+    is not of this tool: the parts are removed at the end.
+    """
+    refuse_foreign(directory)
     if (directory / manifest.NAME).exists():
         shutil.rmtree(directory / parts.FOLDER, ignore_errors=True)  # a kill may have left some
         return manifest.load(directory), True

@@ -25,6 +25,7 @@ _JOURNAL = re.compile(
 _PARTS = re.compile(
     r"\d+|(index|listing)-.*|plan\.json.*|merged\.jsonl|starts\.json|stderr\.log|slurm", re.DOTALL
 )
+_PART = re.compile(rf"\.lock|(done\.json|starts\.json|stderr\.log)({re.escape(PARTIAL)})?")
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -40,13 +41,33 @@ def _foreign(directory: Path) -> Iterator[str]:
     for path in directory.iterdir():
         if path.is_dir() and not path.is_symlink() and path.name in (*SPLITS, JOURNAL, FOLDER):
             known = {JOURNAL: _JOURNAL, FOLDER: _PARTS}.get(path.name, _SHARD)
-            yield from (
-                f"{path.name}/{inner.name}"
-                for inner in path.iterdir()
-                if not known.fullmatch(inner.name)
-            )
+            yield from _others(path, known, path.name)
+            if path.name == FOLDER:
+                yield from _foreign_in_parts(path)
         elif path.is_dir() or path.name.removesuffix(PARTIAL) not in (*_FILES, LOCK):
             yield path.name
+
+
+def _foreign_in_parts(folder: Path) -> Iterator[str]:
+    """Within the folders of parts and of listings; what Slurm writes has names of its own."""
+    for path in folder.iterdir():
+        where = f"{folder.name}/{path.name}"
+        if not path.is_dir() or path.name == "slurm":
+            continue
+        if not path.name.isdecimal():
+            yield from _others(path, _JOURNAL, where)
+            continue
+        for inner in path.iterdir():
+            if inner.name in (*SPLITS, JOURNAL) and inner.is_dir() and not inner.is_symlink():
+                known = _JOURNAL if inner.name == JOURNAL else _SHARD
+                yield from _others(inner, known, f"{where}/{inner.name}")
+            elif inner.is_dir() or not _PART.fullmatch(inner.name):
+                yield f"{where}/{inner.name}"
+
+
+def _others(folder: Path, known: re.Pattern[str], where: str) -> Iterator[str]:
+    """What in a folder has no name of ours."""
+    return (f"{where}/{path.name}" for path in folder.iterdir() if not known.fullmatch(path.name))
 
 
 def remove_journal(directory: Path) -> None:

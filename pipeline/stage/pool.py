@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pipeline.choices import IMAGE_SECONDS
+from pipeline.console import printable
 from pipeline.errors import StoppedError, WorkerError
 from pipeline.preparation import Preparation
 from pipeline.sources.index import Index
@@ -222,12 +223,18 @@ class Pool:
         except (EOFError, OSError):
             return False
         if answer.error:
-            raise WorkerError(f"a worker process met an error: {answer.error}")
+            raise WorkerError(f"a worker process met an error{self._where(worker)}: {answer.error}")
         if answer.chunk is None:
             worker.started = True
         else:
             answers.append((answer.chunk, worker.jobs.pop(0).slot))
         return True
+
+    def _where(self, worker: _Worker) -> str:
+        """The image that a worker is at, for a message: the system may not name the file."""
+        step = self._step(worker)
+        at = worker.jobs and step.doing != BETWEEN and step.task == worker.jobs[0].task.number
+        return f" at {printable(worker.jobs[0].task.ids[step.image])}" if at else ""
 
     def _late(self, worker: _Worker) -> bool:
         """Whether it has been at the same image for too long. Its start has a limit of its own, and

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import DamagedError
+from pipeline.files import from_json
 from pipeline.format.beton import PARTIAL, digest
 from pipeline.format.beton_writer import Written
 from pipeline.format.samples import NAME, QUARANTINED, WRITTEN
@@ -122,7 +123,7 @@ def places(directory: Path, split: str, wanted: list[int]) -> Iterator[tuple[str
 
 def containers(directory: Path) -> list[Container]:
     """The files and folders that the samples came from."""
-    content = json.loads(pq.read_schema(directory / NAME).metadata[_CONTAINERS])
+    content = from_json(pq.read_schema(directory / NAME).metadata[_CONTAINERS])
     return [Container(**{**c, "shape": c["shape"] and tuple(c["shape"])}) for c in content]
 
 

@@ -5,6 +5,7 @@ a name. The standard library takes a damaged header for the end of the archive, 
 negative size; here any damage is an error, as is an archive that is cut short.
 """
 
+import errno
 import io
 import os
 import sys
@@ -174,7 +175,12 @@ class _Headers:
         """Bytes of the archive, fewer at its end."""
         at, stop = min(at, self._limit), min(at + size, self._limit)
         if self._stream.tell() != at:
-            self._stream.seek(at)
+            try:
+                self._stream.seek(at)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                return b""  # no file is so large: what leads there leads beyond the end
         return self._stream.read(stop - at)
 
     def _behind(self) -> str:

@@ -1,12 +1,12 @@
 """Parquet files as on the hub of Hugging Face: `data/train-00000-of-00294.parquet`, …"""
 
-import json
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError, first_few
+from pipeline.files import from_json
 from pipeline.sources.classes import numbered_classes
 from pipeline.sources.containers.parquet import (
     files_column,
@@ -134,7 +134,7 @@ def _class_names(parts: list[_Part]) -> list[str] | None:
     """As the hub writes them into the schema; None where they are not."""
     schema = schema_of(parts[0].path)
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = from_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[_first(LABEL_COLUMNS, schema.names)]["names"]
     except (KeyError, TypeError, ValueError):
         return None

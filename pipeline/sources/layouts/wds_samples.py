@@ -5,13 +5,13 @@ sample. Two other ways to name files are about and are read where all files of a
 `<key>.input.jpg` with `<key>.output.cls`, and keys that have dots themselves.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError, first_few
+from pipeline.files import from_json
 from pipeline.sources.index import Member
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif")
@@ -138,7 +138,7 @@ def _label(key: str, files: Files, descriptor: int, shard: Path) -> int:
 def _number(content: bytes, kind: str, where: str) -> int | None:
     """The number in a file; None if a `.json` says nothing of it or a `.txt` holds words."""
     try:
-        value = json.loads(content) if kind == "json" else int(content)
+        value = from_json(content) if kind == "json" else int(content)
     except ValueError as error:
         if kind == "txt":
             return None
