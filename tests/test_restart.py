@@ -21,7 +21,7 @@ from pipeline.errors import DamagedError
 from pipeline.format import beton_writer, manifest
 from pipeline.format.beton_writer import Mark
 from pipeline.preparation import preparation
-from pipeline.stage import journal, run, samples
+from pipeline.stage import journal, resume, run, samples
 from pipeline.stage.journal import Journal, load, save
 from pipeline.stage.owned import remove
 from pipeline.stage.resume import State
@@ -430,3 +430,13 @@ def test_an_output_that_becomes_read_only_is_said_and_the_run_resumes(
     assert spectral_here(*small(source, disk)).returncode == 0
     folder = "toy/sub4-s32-calib0.2"
     assert files_of(disk / folder) == files_of(data / folder)
+
+
+def test_verdicts_are_by_place_and_go_when_places_change(tmp_path: Path) -> None:
+    """Else another image would be left out, of a source that was packed anew."""
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "index.json").write_text("{}")
+    (tmp_path / "verdicts.jsonl").write_text("of old places")
+    resume._adopt(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "index.json"]
