@@ -3,6 +3,7 @@
 import errno
 import io
 import logging
+import math
 import os
 import signal
 import sys
@@ -26,6 +27,15 @@ from pipeline.choices import (
 from pipeline.errors import SpectralError, StoppedError, describe
 
 Command = Callable[..., Any]
+
+
+class _Seconds(click.FloatRange):
+    """Without NaN, which is in no range and outside of none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does."""
+        seconds = super().convert(value, param, ctx)
+        return self.fail(f"{value} is no number", param, ctx) if math.isnan(seconds) else seconds
 
 
 class _PlainErrors(click.Command):
@@ -183,7 +193,7 @@ prepare_options = apply(
     ),
     click.option(
         "--image-timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=_Seconds(min=0, min_open=True),
         default=IMAGE_SECONDS,
         show_default=True,
         metavar="SECONDS",

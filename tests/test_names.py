@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import SourceError
-from tests.conftest import SUB4, spectral, write_class_folders
+from tests.conftest import SUB4, spectral, spectral_here, write_class_folders
 from tests.listing import listing
 from tests.test_prepare import TOY
 
@@ -175,3 +175,10 @@ def test_a_pipe_where_a_file_is_expected_is_never_read(alone: bool, tmp_path: Pa
             except SourceError:
                 continue
             assert (found, alone, inner) == (6, False, ""), name  # beside train/ and val/
+
+
+def test_a_time_limit_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    """No image would ever be too late."""
+    done = spectral_here("prepare", "x", "--source", tmp_path, "--image-timeout", "nan")
+    assert done.returncode == 2
+    assert "--image-timeout': nan is no number" in done.stderr

@@ -76,7 +76,10 @@ def _decoded(data: bytes, channels: int, target: int) -> Image.Image:
             image.load()
             return _to_mode(to_8_bit(image, raw, data), _MODES[channels])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImageError(f"decompression bomb: {error}") from error
+        raise BadImageError(
+            f"more than {Image.MAX_IMAGE_PIXELS:,} pixels, as decompression bombs have: make it "
+            "smaller"
+        ) from error
     except UnidentifiedImageError as error:
         raise BadImageError(_why_not(data)) from error
     except (MemoryError, BadImageError):

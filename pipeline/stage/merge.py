@@ -27,7 +27,7 @@ from pipeline.progress import Advance, ProgressBar
 from pipeline.ranges import ranges
 from pipeline.sources.index import SPLITS, Index
 from pipeline.stage import samples
-from pipeline.stage.journal import Journal, Table, damaged
+from pipeline.stage.journal import Journal, Table
 from pipeline.stage.owned import JOURNAL, refuse_foreign
 from pipeline.stage.part import load_index
 from pipeline.stage.prepare import allowed_bad, locked
@@ -136,10 +136,14 @@ def _shard(
 def _check(path: Path, expected: Written) -> None:
     """DamagedError unless a part's file is what was written."""
     if not path.exists() or path.stat().st_size != expected.size or digest(path) != expected.digest:
-        raise DamagedError(
-            f"{path} is not what its part has written: remove the folder "
-            f"{path.parents[1]}, run that part again, then merge"
-        )
+        raise _not_its(path, path.parents[1])
+
+
+def _not_its(path: Path, folder: Path) -> DamagedError:
+    return DamagedError(
+        f"{path} is not what its part has written: remove the folder {folder}, run that part "
+        "again, then merge"
+    )
 
 
 Piece = tuple[memoryview, NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -180,8 +184,11 @@ def _table(folder: Path, part: dict[str, Any]) -> Table:
     path = folder / JOURNAL / "outcomes"
     rows, checksum = part["outcomes"]
     if not path.exists() or path.stat().st_size < rows * OUTCOME.itemsize:
-        raise damaged(path)
-    return Table(path, OUTCOME, rows, checksum)
+        raise _not_its(path, folder)
+    try:
+        return Table(path, OUTCOME, rows, checksum)
+    except DamagedError as error:
+        raise _not_its(path, folder) from error
 
 
 def _samples(shared: Parts, index: Index, made: list[dict[str, Any]]) -> Written:
