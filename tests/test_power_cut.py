@@ -266,6 +266,7 @@ def test_what_was_finished_is_still_there(watched: tuple[Recorder, Path], tmp_pa
 
 
 @pytest.mark.chaos
+@pytest.mark.timeout(3000)
 def test_a_power_cut_at_every_moment_loses_nothing_that_was_noted(
     watched: tuple[Recorder, Path], images: Path, tmp_path: Path
 ) -> None:
