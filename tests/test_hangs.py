@@ -255,7 +255,9 @@ def start(source: Path, out: Path, hook: dict[str, str]) -> subprocess.Popen[str
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("moment", "times"), [("hangs", 2), ("left out", 1)])
+@pytest.mark.parametrize(
+    ("moment", "times"), [("hangs", 2), pytest.param("left out", 1, marks=pytest.mark.chaos)]
+)
 def test_killed_while_a_hanging_image_is_looked_for(
     tmp_path: Path, hook: dict[str, str], moment: str, times: int
 ) -> None:

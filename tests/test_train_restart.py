@@ -111,11 +111,13 @@ def kill_repeatedly(data: Path, runs: Path, kills: int, *options: object) -> Non
     finish(data, runs, *options)
 
 
-@pytest.mark.parametrize("feed", ["stream", "resident"])
 def test_a_killed_run_ends_like_an_undisturbed_one(
-    data: Path, tmp_path: Path, undisturbed: Path, feed: str
+    data: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
-    kill_repeatedly(data, tmp_path, 1, "--feed", feed)
+    """Once, streamed, and then resident to its end."""
+    status, _ = interrupt(data, tmp_path, 70, signal.SIGKILL, "--feed", "stream")
+    assert status == -signal.SIGKILL
+    finish(data, tmp_path, "--feed", "resident")
     assert assert_same_end(tmp_path, undisturbed) > 50
 
 
