@@ -13,9 +13,8 @@ setup: .venv/.done
 demo: setup
 	$(BIN)/spectral demo
 
-# Three files at a time, as many of them wait; those that start processes first, so that both cores
-# have work to the end
-PYTEST := pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Two files at a time, those that start processes first, so that both cores have work to the end
+PYTEST := pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) -m "not chaos and not gpu"
