@@ -48,7 +48,7 @@ def test_they_would_be_taken(foreign: Path) -> None:
 
 
 @pytest.mark.processes
-def test_the_command_its_workers_and_ranks_use_ours(
+def test_the_command_and_its_workers_use_ours(
     foreign: Path, source: Path, data: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "spectral"
@@ -58,8 +58,14 @@ def test_the_command_its_workers_and_ranks_use_ours(
 
     base = ("train", "--data", data / SUB4, *TRAIN, "--runs")
     run(foreign, script, *base, tmp_path / "queue", "--shard", "0,1", "--jobs", 2)
+    assert len(list((tmp_path / "queue").rglob("result.json"))) == 2
+
+
+@pytest.mark.processes
+@pytest.mark.chaos
+def test_ranks_of_torchrun_use_ours(foreign: Path, data: Path, tmp_path: Path) -> None:
+    base = ("train", "--data", data / SUB4, *TRAIN, "--runs")
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
     run(foreign, *torchrun, "-m", "spectral_shards", *base, tmp_path / "ranks", "--shard", 0)
-    assert len(list((tmp_path / "queue").rglob("result.json"))) == 2
     (log,) = (tmp_path / "ranks").rglob("log.jsonl")
     assert json.loads(log.read_text().splitlines()[0])["processes"] == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from tests.conftest import ROOT, SUB4
+from tests.conftest import ROOT, SUB4, spectral_here
 from trainer.data.selection import select
 from trainer.jobs.shards import make_specs, with_seeds
 from trainer.record.rundir import RunDir, folder
@@ -107,11 +107,9 @@ def test_seeds_are_runs_of_their_own() -> None:
 
 def test_seeds_share_one_queue_and_say_their_spread(data: Path, tmp_path: Path) -> None:
     changes = [word for setting in SMALL for word in ("--set", setting)]
-    done = subprocess.run(
-        [sys.executable, "-m", "cli", "train", "--data", str(data / SUB4), "--runs", str(tmp_path),
-         "--recipe", "digits", *changes, "--name", "x", "--shard", "0", "--seeds", "2",
-         "--jobs", "2"],
-        cwd=ROOT, capture_output=True, text=True,
+    done = spectral_here(
+        "train", "--data", data / SUB4, "--runs", tmp_path, "--recipe", "digits", *changes,
+        "--name", "x", "--shard", "0", "--seeds", "2", "--jobs", "2",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     runs = sorted(path.parent for path in tmp_path.rglob("result.json"))
