@@ -198,7 +198,10 @@ def test_a_part_in_the_place_of_another_is_refused(source: Path, tmp_path: Path)
     shutil.copytree(directory / "parts" / "3", directory / "parts" / "2")
     done = spectral_here("merge", directory)
     assert done.returncode == 1
-    assert f"{directory / 'parts' / '2'} holds another part (rows 78 to 117 of" in done.stderr
+    wrong = f"{directory / 'parts' / '2'} holds another part (rows 78 to 117 of"
+    assert wrong in done.stderr
+    said = spectral_here("status", "--runs", tmp_path / "none", "--data", tmp_path)
+    assert (said.returncode, said.stdout.startswith(wrong)) == (0, True), said.stderr
     assert not (directory / "manifest.json").exists()
 
 

@@ -44,7 +44,8 @@ def merge(directory: Path, max_bad: int | None, progress: ProgressBar) -> tuple[
     """The manifest, and whether it was there already. ConfigError that names missing parts, or what
     is not of this tool: the parts are removed at the end.
     """
-    refuse_foreign(directory)
+    if (directory / parts.FOLDER).exists():
+        refuse_foreign(directory)
     if (directory / manifest.NAME).exists():
         shutil.rmtree(directory / parts.FOLDER, ignore_errors=True)  # a kill may have left some
         return manifest.load(directory), True

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.errors import DamagedError
 from pipeline.format import parts
 from pipeline.ranges import ranges
 from trainer.cluster import slurm
@@ -51,11 +52,16 @@ def parts_left(data: Path, words: tuple[str, ...] = ()) -> list[str]:
     lines = []
     for plan in sorted(data.glob(f"*/*/{parts.FOLDER}/{parts.PLAN}")):
         directory = plan.parents[1]
-        shared = parts.load(directory)
         name = str(directory.relative_to(data))
-        if shared is None or not all(word.lower() in name.lower() for word in words):
+        if not all(word.lower() in name.lower() for word in words):
             continue
-        missing = shared.missing()
+        try:
+            if (shared := parts.load(directory)) is None:
+                continue
+            missing = shared.missing()
+        except DamagedError as error:  # of one; the table goes on
+            lines.append(str(error))
+            continue
         lines.append(
             f"{directory}: {shared.count - len(missing)} of {shared.count} parts prepared, "
             + (f"missing --array={ranges(missing)}" if missing else "not merged yet")
