@@ -324,7 +324,13 @@ def _peak(bench: Bench, data: Prepared, batch: int) -> int | None:
 def _train(data: Prepared, runs: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "cli", "train", "--data", str(data.directory), "--runs",
                str(runs), "--name", "run", "--recipe", "cifar-resnet20", *options]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with runs.with_suffix(".log").open("ab") as log:  # for what a run that fails has said
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def _last_words(runs: Path) -> str:
+    """What its runs wrote last."""
+    return runs.with_suffix(".log").read_text(errors="replace")[-1500:]
 
 
 def resume(bench: Bench) -> dict[str, Any]:
@@ -343,8 +349,11 @@ def resume(bench: Bench) -> dict[str, Any]:
         content = torch.load(path, weights_only=True, map_location="cpu")
         states.append({**content["model"], **_momenta(content["optimizer"])})
     equal = sum(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    return {"statuses": statuses, "steps": steps, "killed_after_steps": kills,
-            "tensors": len(states[0]), "equal": equal}  # fmt: skip
+    found = {"statuses": statuses, "steps": steps, "killed_after_steps": kills,
+             "tensors": len(states[0]), "equal": equal}  # fmt: skip
+    if any(statuses) or None in kills:
+        found |= {name: _last_words(bench.folder / name) for name in ("alone", "killed")}
+    return found
 
 
 def _momenta(state: dict[str, Any]) -> dict[str, Tensor]:
@@ -388,6 +397,8 @@ def jobs(bench: Bench) -> dict[str, Any]:
         status = _train(data, bench.folder / f"jobs{count}", *options).wait()
         found[f"seconds_{count}_at_once"] = round(time.perf_counter() - start, 1)
         found[f"status_{count}_at_once"] = status
+        if status:
+            found[f"said_{count}_at_once"] = _last_words(bench.folder / f"jobs{count}")
     return found
 
 

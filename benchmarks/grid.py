@@ -104,16 +104,42 @@ MORE = (
     Cell("sub4 deep fused", _DEEP, _planes("sub4", 4, pools=2)),
     Cell("plane 0 deep", _DEEP, (Member("sub4", (0,), 1, pools=2),)),
 )  # fmt: skip
+# Of the default transform: where one network on all planes, some groups and one a plane belong
+DCT2 = (
+    Cell("sub4-dct2 2 groups", "a few groups fused", _groups("sub4-dct2", [(0, 1), (2, 3)])),
+    Cell("sub4-dct2 wide 0", "plane 0 wider than the others",
+         (Member("sub4-dct2", (0,), 0.5),
+          *(Member("sub4-dct2", (k,), 1 / 6, width=0.5) for k in (1, 2, 3)))),
+    Cell("sub16-dct2 stacked", "all 16 in one network", (Member("sub16-dct2", _ALL16, 1),)),
+    Cell("sub16-dct2 4 groups", "a few groups fused",
+         _groups("sub16-dct2", _CORNERS, width=0.5)),
+    Cell("sub16-dct2 low 4", "the four lowest of sub16, stacked",
+         (Member("sub16-dct2", _CORNERS[0], 1),)),
+    Cell("sub16-dct2 plan", "plane 0 first, half as wide",
+         _plan("sub16-dct2", 0.4, _ALL16[1:], width=0.5)),
+)  # fmt: skip
+TWO_STACKED = Cell(
+    "2 sub4-dct2 stacked", "seeds of all planes in one network",
+    tuple(Member("sub4-dct2", _ALL4, 0.5, seed=1000 * i) for i in range(2)),
+)  # fmt: skip
+_OF_DCT2 = ("sub4-dct2 stacked", "sub4-dct2 plan", "sub4-dct2 fused")
 
 
 def cells() -> list[Cell]:
     """In the order in which they decide something."""
-    first = MAIN[:7]
+    first, chosen = MAIN[:7], [c for c in (*MAIN, *MORE) if c.name in _OF_DCT2]
+    four = [cell.at(4.0) for cell in first]
     return [
         *MAIN,
         *MORE[:7],
         *(cell.at(0.25) for cell in first),
-        *(cell.at(4.0) for cell in first),
+        *four[:3],
+        four[4],  # an ensemble of whole images
+        *DCT2,
+        *(cell.at(cost) for cost in (0.25, 4.0) for cell in chosen),
+        TWO_STACKED.at(4.0),
         *MORE[7:],
+        four[3],
+        *four[5:],
         *(cell.at(4.0) for cell in MORE if "deep" in cell.name),
     ]

@@ -18,6 +18,7 @@ from trainer.data.groups import PlaneGroupLoader
 from trainer.data.loader import ShardLoader
 from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
+from trainer.data.stock import Loader
 from trainer.methods.draws import BLOCK
 from trainer.process.world import World
 from trainer.run.evaluate import Predictor
@@ -53,6 +54,28 @@ def test_the_device_sees_what_lies_on_disk(data: Path, folder: str) -> None:
     for _ in range(5):
         assert seen(loader.batches(order), behind).equal(expected)
     assert seen(feed(loader, "resident", False).batches(order), behind).equal(expected)
+
+
+def test_memory_that_is_filled_late_does_not_overwrite_the_first_batches(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's deterministic mode fills new memory by a kernel that FFCV's copies do not wait for;
+    here whatever is launched while an iterator is made comes a tenth of a second late.
+    """
+    source, order = prepared(data, SUB4), np.arange(90)
+    expected = seen(ShardLoader(source, "train", 0, batch_size=4, device=CPU).batches(order))
+    loader, make = ShardLoader(source, "train", 0, batch_size=4, device=CUDA), Loader.__iter__
+
+    def busy(self: Any) -> Any:
+        torch.cuda._sleep(200_000_000)  # cycles
+        return make(self)
+
+    monkeypatch.setattr(Loader, "__iter__", busy)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert seen(loader.batches(order)).equal(expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_groups_of_planes_see_what_lies_on_disk(data: Path) -> None:

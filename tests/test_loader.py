@@ -97,3 +97,22 @@ def test_a_dead_loader_thread_is_an_error_and_no_wait(data: Path) -> None:
     with pytest.raises(DamagedError, match=r"shard_00\.beton: the loader's thread ended"):
         list(loader.batches(np.arange(loader.samples)))
     assert time.monotonic() - started < 10
+
+
+def test_memory_is_not_filled_behind_ffcv_s_back(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's deterministic mode would, on a GPU late, over the first batches (see test_gpu)."""
+    source = Prepared(data / SUB4, manifest.load(data / SUB4))
+    loader = ShardLoader(source, "train", 0, batch_size=16, device=torch.device("cpu"))
+    filled, graph = [], loader._loader.graph
+    allocate = graph.allocate_memory
+
+    def watched(*args: int) -> object:
+        filled.append(torch.utils.deterministic.fill_uninitialized_memory)
+        return allocate(*args)
+
+    monkeypatch.setattr(graph, "allocate_memory", watched)
+    for _ in loader.batches(np.arange(loader.samples)):
+        assert torch.utils.deterministic.fill_uninitialized_memory  # again as it was
+    assert filled == [False]

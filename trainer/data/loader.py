@@ -206,7 +206,7 @@ def _iterating(loader: Any) -> Iterator[Any]:
         # given may be some that kernels launched earlier have yet to finish with.
         torch.cuda.current_stream().synchronize()
     # FFCV's thread writes into what is allocated here: not possible for tensors of inference mode
-    with _own_threads(), torch.inference_mode(False):
+    with _own_threads(), torch.inference_mode(False), _left_unfilled():
         iterator = iter(loader)
     try:
         yield iterator
@@ -217,6 +217,20 @@ def _iterating(loader: Any) -> Iterator[Any]:
                 with suppress(queue.Empty):
                     iterator.output_queue.get_nowait()
                 iterator.join(0.01)
+
+
+@contextmanager
+def _left_unfilled() -> Iterator[None]:
+    """Torch's deterministic mode fills new memory, on a GPU by a kernel of the current stream, for
+    which FFCV's first copies do not wait: it would overwrite their samples.
+    """
+    mode: Any = torch.utils.deterministic  # whose property its types do not know
+    asked = mode.fill_uninitialized_memory
+    mode.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        mode.fill_uninitialized_memory = asked
 
 
 @contextmanager
