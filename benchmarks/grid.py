@@ -12,11 +12,11 @@ from typing import Any
 # The folder of prepared data by name: what `spectral prepare cifar10` is given
 DATA: dict[str, dict[str, Any]] = {
     "whole": {"splits": 1, "codec": "raw"},
-    "sub4": {"splits": 4},
+    "sub4": {"splits": 4, "transform": "dct"},
     "sub4-dct2": {"splits": 4, "transform": "dct2"},
     "sub4-none": {"splits": 4, "transform": "none"},
-    "sub4-block": {"splits": 4, "layout": "block"},
-    "sub16": {"splits": 16},
+    "sub4-block": {"splits": 4, "transform": "dct", "layout": "block"},
+    "sub16": {"splits": 16, "transform": "dct"},
     "sub16-dct2": {"splits": 16, "transform": "dct2"},
 }
 
@@ -126,7 +126,7 @@ _OF_DCT2 = ("sub4-dct2 stacked", "sub4-dct2 plan", "sub4-dct2 fused")
 
 
 def cells() -> list[Cell]:
-    """In the order in which they decide something."""
+    """In the order in which they decide something. A cell of no named transform is of `dct`."""
     first, chosen = MAIN[:7], [c for c in (*MAIN, *MORE) if c.name in _OF_DCT2]
     four = [cell.at(4.0) for cell in first]
     return [

@@ -1,6 +1,6 @@
 """Where the time of one image goes in a worker of `prepare` sub36: CPU time of each part.
 
-    python benchmarks/parts.py SOURCE [--rounds 20] [--transform dct]
+    python benchmarks/parts.py SOURCE [--rounds 20] [--transform dct2]
 
 The parts take turns over 24 images of SOURCE, ROUNDS times; medians, and the least, which other
 work on the machine disturbs least. `asarray` is what `packed` stands in for: the pixels copied.
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--transform", default="dct")
+    parser.add_argument("--transform", default="dct2")
     args = parser.parse_args()
     found = images(args.source)
     each = parts(found[:: len(found) // COUNT][:COUNT], args.transform)

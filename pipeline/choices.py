@@ -1,6 +1,6 @@
 """What may be chosen for a preparation; of each, the first is taken where nothing is said."""
 
-TRANSFORMS = ("dct", "dct2", "none")
+TRANSFORMS = ("dct2", "dct", "none")
 LAYOUTS = ("phase", "block")
 RESIZES = ("squash", "crop", "shortest")
 CODECS = ("zstd", "raw", "jpeg")  # of planes zstd or raw, of whole images jpeg or raw

@@ -71,7 +71,7 @@ class Preparation:
         return self.plane_shape
 
     def folder(self) -> str:
-        """`sub36`, `sub36-dct2`, `sub4-s64`, …: each option off its default adds a word."""
+        """`sub36`, `sub36-dct`, `sub4-s64`, …: each option off its default adds a word."""
         spec = catalogue().get(self.dataset)
         words = [f"sub{self.splits}"]
         if spec is None or self.size != spec.size_for(self.splits):

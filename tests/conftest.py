@@ -21,7 +21,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).parent.parent
 TINTS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 # What the fixture `data` holds, within it
-SUB4, RAW, GREY = (f"toy/sub4-s32{words}-calib0.2" for words in ("", "-dct2-raw", "-c1-raw"))
+SUB4, RAW, GREY = (f"toy/sub4-s32{words}-calib0.2" for words in ("", "-dct-raw", "-c1-raw"))
 WHOLE, SHORTEST = (f"toy/sub1-s32{words}-calib0.2" for words in ("", "-shortest"))
 Done = subprocess.CompletedProcess[str]
 
@@ -97,7 +97,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     out = tmp_path_factory.mktemp("data")
     for options in (
         ("--splits", 4),
-        ("--splits", 4, "--transform", "dct2", "--codec", "raw"),
+        ("--splits", 4, "--transform", "dct", "--codec", "raw"),
         ("--splits", 4, "--channels", 1, "--codec", "raw"),
         ("--splits", 1),
         ("--splits", 1, "--resize", "shortest"),

@@ -265,9 +265,9 @@ def test_other_data_of_the_same_classes_is_measured(
     done = evaluate(group, "--data", prepare(fewer, tmp_path / "lemurs"))
     assert done.returncode == 1
     assert "does not know: lemur" in done.stderr
-    done = evaluate(group, "--data", prepare(source, tmp_path / "dct2", "--transform", "dct2"))
+    done = evaluate(group, "--data", prepare(source, tmp_path / "dct", "--transform", "dct"))
     assert done.returncode == 1
-    assert "transform dct2 in place of dct" in done.stderr
+    assert "transform dct in place of dct2" in done.stderr
     done = evaluate(group, "--data", data / SUB4, "--split", "test")
     assert done.returncode == 1
     assert "has no split test" in done.stderr

@@ -36,7 +36,7 @@ FORMS: dict[str, tuple[object, ...]] = {
     "sub4": SMALL,
     "sub36": ("--splits", 36, "--size", 336),
     "whole": ("--splits", 1, "--size", 256),
-    "raw": ("--splits", 16, "--size", 224, "--codec", "raw", "--transform", "dct2"),
+    "raw": ("--splits", 16, "--size", 224, "--codec", "raw", "--transform", "dct"),
 }
 VICTIMS = ("parent", "worker", "group")
 # Loaded by every Python that finds it on its path: commits every tenth of a second

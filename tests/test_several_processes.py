@@ -107,7 +107,7 @@ for way in (world.wait_long, world.wait):
     if world.leads:
         time.sleep(7)
     way()
-    print("waited", way.__name__, flush=True)
+    print(f"waited {way.__name__}\\n", end="", flush=True)  # one write: lines of two stay whole
 dist.destroy_process_group()
 """
 

@@ -147,7 +147,7 @@ def test_inspect_says_what_a_directory_holds(data: Path) -> None:
     assert found["counts"]["val"]["written"] == 30
     assert len(found["planes"]) == 4
     text = spectral_here("inspect", data / SUB4).stdout
-    assert "4 shards (dct, phase layout), zstd" in text
+    assert "4 shards (dct2, phase layout), zstd" in text
 
 
 def test_inspect_says_what_a_beton_holds(data: Path, tmp_path: Path) -> None:
