@@ -377,6 +377,25 @@ def demo(out: Path, json_file: Path | None) -> None:
     click.echo(run(out, json_file, progress_display(False)))
 
 
+@main.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands and options with the tab key.
+
+    \b
+    bash: eval "$(spectral completion bash)"     in ~/.bashrc
+    zsh:  eval "$(spectral completion zsh)"      in ~/.zshrc
+    fish: spectral completion fish | source      in ~/.config/fish/config.fish
+
+    Example: spectral completion bash
+    """  # noqa: D301 - click wants the control character
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # one of click's own
+    click.echo(kind(main, {}, "spectral", "_SPECTRAL_COMPLETE").source())
+
+
 for command in (submit, status, again, ensemble, evaluate, export, plan, predict):
     main.add_command(command)
 

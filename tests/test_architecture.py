@@ -1,6 +1,7 @@
 """The rules of the house, read from the imports themselves."""
 
 import ast
+import os
 import subprocess
 import sys
 import zipfile
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, spectral_here
 
 # What the trainer may know of the offline stage: what describes data on disk, `imaging`, which
 # turns an image into its planes, `zstd`, the one library for frames, and what both need.
@@ -131,6 +132,24 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Usage: spectral" in done.stdout
+
+
+def test_bash_completes_commands_options_and_values_without_torch() -> None:
+    asked = "import sys, cli\ntry:\n    cli.main(prog_name='spectral')\nfinally:\n"
+    asked += f"    assert not set(sys.modules) & {HEAVY!r}, set(sys.modules) & {HEAVY!r}"
+    for line, expected in (("tra", "train"), ("train --fe", "--feed"), ("train --feed ", "stream")):
+        words = {"COMP_WORDS": f"spectral {line}", "COMP_CWORD": str(len(line.split(" ")))}
+        done = subprocess.run(
+            [sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True,
+            env={**os.environ, **words, "_SPECTRAL_COMPLETE": "bash_complete"},
+        )  # fmt: skip
+        assert f"plain,{expected}" in done.stdout.split(), done.stderr
+        assert "AssertionError" not in done.stderr
+    script = spectral_here("completion", "bash").stdout
+    done = subprocess.run(
+        ["bash", "-c", f"{script}\ncomplete -p spectral"], capture_output=True, text=True
+    )
+    assert "_spectral_completion spectral" in done.stdout
 
 
 def test_a_wheel_carries_the_data_files_and_works_elsewhere(tmp_path: Path) -> None:

@@ -107,21 +107,6 @@ def test_iterations_their_evaluations_and_the_speed_of_the_last(
     assert result["steps_per_minute"] == pytest.approx(expected, rel=0.05)
 
 
-def test_curves_go_to_tensorboard_too(data: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    done = train(data / SUB4, tmp_path, "--shard", 0, "--tensorboard")
-    assert done.returncode == 0, done.stderr
-    run = tmp_path / SUB4 / LABEL / "shard_00"
-    found = EventAccumulator(str(run / "tensorboard")).Reload()
-    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    for kind, name, key in (("train", "train/loss", "loss"), ("eval", "calib/top1", "top1")):
-        logged = [(row["step"], row[key]) for row in rows if row["kind"] == kind]
-        assert len(logged) >= 3
-        shown = [(event.step, event.value) for event in found.Scalars(name)]
-        assert np.allclose(shown, logged)
-
-
 def test_a_finished_run_says_so_and_stays_as_it_is(runs: Path, data: Path) -> None:
     run = runs / SUB4 / LABEL / "shard_01"
     before = {p.name: p.read_bytes() for p in run.iterdir()}

@@ -12,6 +12,7 @@ METHODS = ("learned", "average", "geometric", "single-best", "subset")  # to fus
 OVER = ("logits", "probabilities")  # that are fused
 FORMS = ("table", "csv", "jsonl")  # of predictions
 EXPORTS = ("safetensors", "onnx", "pt2")  # forms of a classifier for others
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")  # that curves are sent to
 _WIDTH = 1000  # characters: lines are never broken, so that they can be searched
 
 data_options = apply(
@@ -68,7 +69,7 @@ training_options = apply(
         "--deterministic", is_flag=True, help="The same bits each time on a GPU too; slower."
     ),
     click.option("--compile", "compile_network", is_flag=True, help="Use torch.compile."),
-    click.option("--tensorboard", is_flag=True, help="Write TensorBoard events too."),
+    click.option("--log-to", type=click.Choice(TRACKERS), help="Send the curves there too."),
     click.option(
         "--stage",
         type=PATH,

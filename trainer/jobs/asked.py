@@ -28,7 +28,7 @@ def runs_asked_for(
     feed: str,
     deterministic: bool,
     compile_network: bool,
-    tensorboard: bool,
+    log_to: str | None,
     seeds: int,
     stage: Path | None,
     **wanted: Any,
@@ -42,7 +42,7 @@ def runs_asked_for(
         save_every=Interval.parse(save_every),
         deterministic=deterministic,
         compile_network=compile_network,
-        tensorboard=tensorboard,
+        log_to=log_to,
         stage=None if stage is None else str(stage.absolute()),
     )
     splits = prepared.manifest.preparation.splits

@@ -50,12 +50,13 @@ class Due:
 class Execution:
     """`feed`: auto, stream or resident. `save_every`: between checkpoints. `deterministic`: the
     same bits each time on a GPU too, slower. `compile_network`: by `torch.compile`.
-    `stage`: a folder of the node's own disk, to which shards are copied first.
+    `log_to`: a tracker that gets the curves too. `stage`: a folder of the node's own disk, to which
+    shards are copied first.
     """
 
     feed: str = "auto"
     save_every: Interval = Interval(seconds=300)
     deterministic: bool = False
     compile_network: bool = False
-    tensorboard: bool = False
+    log_to: str | None = None
     stage: str | None = None

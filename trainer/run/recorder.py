@@ -8,6 +8,7 @@ import torch
 
 from trainer.record.logbook import Logbook
 from trainer.record.status import Status
+from trainer.record.trackers import tracker
 from trainer.run.context import RunContext
 from trainer.run.evaluate import Metrics
 from trainer.run.store import Progress
@@ -20,12 +21,10 @@ class Recorder:
 
     def __init__(self, context: RunContext, progress: Progress, status: Status | None) -> None:
         self._context, self._progress, self._status = context, progress, status
-        self._logbook = Logbook(
-            context.spec.directory,
-            writes=context.world.leads,
-            tensorboard=context.spec.execution.tensorboard,
-            step=progress.step,
-        )
+        spec, leads, found = context.spec, context.world.leads, None
+        if leads and (name := spec.execution.log_to) is not None:
+            found = tracker(name, spec.directory, asdict(spec.recipe), progress.step)
+        self._logbook = Logbook(spec.directory, writes=leads, tracker=found)
 
     def started(self, feed: str) -> None:
         """The first step is about to be done, by batches from a feed of this kind."""
