@@ -1,5 +1,6 @@
 """Content in, a file that is whole or absent out, after a power cut too."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -48,6 +49,19 @@ def write_at(fd: int, data: bytes | bytearray | memoryview, at: int, path: Path)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
         view, at = view[written:], at + written
+
+
+def open_lock(path: Path) -> int:
+    """The descriptor of a lock file, which is made where there is none. What a link of its name
+    leads to is somebody's file, or nothing.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        said = "a symbolic link, where a lock file belongs: remove it"
+        raise OSError(error.errno, said, str(path)) from error
 
 
 def make_directory(directory: Path) -> None:
