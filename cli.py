@@ -16,7 +16,7 @@ from pipeline.console import (
     progress_display,
     stopped_by_signals,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError, printable
 from trainer.cluster.commands import again, status, submit
 from trainer.commands import ensemble, evaluate, export, plan, predict
 from trainer.console import parallel_options, run_options, show_log
@@ -200,7 +200,6 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
 
     Example: spectral verify data/imagenet1k/sub36 --shard 7
     """
-    from pipeline.errors import DamagedError
     from pipeline.stage.verify import verify as run
 
     if damaged := run(directory, progress_display(False), shard=shard, quick=quick):
@@ -210,7 +209,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
         )
     which = "all files are" if shard is None else f"manifest and shard {shard} are"
     how = "there, with their sizes and structure" if quick else "as they were written"
-    click.echo(f"{directory}: {which} {how}")
+    click.echo(printable(f"{directory}: {which} {how}"))
 
 
 @main.command()

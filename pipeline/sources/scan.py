@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import SourceError, escaped, first_few, refuse_undecodable
+from pipeline.errors import SourceError, escaped, first_few, printable, refuse_undecodable
 from pipeline.sources.classes import refuse_look_alikes
 from pipeline.sources.index import (
     ROWS,
@@ -109,9 +109,14 @@ class Scan:
                 "classes is"
             )
         refuse_look_alikes(self.root, known)
+        if unprintable := [name for name in known if not name.isprintable()]:
+            raise SourceError(
+                f"{self.root} has classes with line breaks or other control characters in their "
+                f"names: rename {first_few(unprintable)}"
+            )
         self.summary.classes = known
         if names is not None:
-            self.summary.names = [names.get(key, key) for key in known]
+            self.summary.names = [printable(names.get(key, key)) for key in known]
 
     def relabel(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Labels by the provisional number that rows carry."""
