@@ -2,9 +2,11 @@
 
 import errno
 import json
+import math
 import os
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 def from_json(text: str | bytes) -> Any:
@@ -13,6 +15,33 @@ def from_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether what was read from JSON is of a type, as in annotations. kind: also a dictionary of
+    types by key, which are all there. Of a dataclass keys may be missing.
+    """
+    if is_dataclass(kind):
+        known = get_type_hints(kind)
+        return fits(value, dict) and all(k in known and fits(v, known[k]) for k, v in value.items())
+    if isinstance(kind, dict):
+        return (
+            fits(value, dict)
+            and value.keys() == kind.keys()
+            and all(fits(value[key], kind[key]) for key in kind)
+        )
+    inner = get_args(kind)
+    if get_origin(kind) is dict:
+        return fits(value, dict) and all(fits(v, inner[1]) for v in value.values())
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(fits(v, inner[0]) for v in value)
+    if inner:  # a union
+        return any(fits(value, one) for one in inner)
+    if kind in (int, float):
+        if isinstance(value, float):
+            return kind is float and math.isfinite(value)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+    return kind is Any or isinstance(value, kind)
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:

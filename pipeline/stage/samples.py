@@ -121,6 +121,35 @@ def places(directory: Path, split: str, wanted: list[int]) -> Iterator[tuple[str
             seen += len(table)
 
 
+def stored(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, NDArray[np.int32]]]:
+    """Of each split, how many samples there are by status, and the labels of those in its shards.
+    DamagedError.
+    """
+    try:
+        return _stored(path)
+    except MemoryError:  # of pyarrow, which is both
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedError(f"cannot be read: {error}") from error
+
+
+def _stored(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, NDArray[np.int32]]]:
+    counts = {split: {WRITTEN: 0, QUARANTINED: 0} for split in SPLITS}
+    labels: dict[str, list[NDArray[np.int32]]] = {split: [] for split in SPLITS}
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["split", "label", "status"]):
+            of_split, status = (batch[name].cast(pa.string()) for name in ("split", "status"))
+            for split in SPLITS:
+                mine = pc.equal(of_split, split)
+                for word in (WRITTEN, QUARANTINED):
+                    those = batch["label"].filter(pc.and_(mine, pc.equal(status, word)))
+                    counts[split][word] += len(those)
+                    if word == WRITTEN:
+                        labels[split].append(those.to_numpy(zero_copy_only=False))
+    none = np.zeros(0, np.int32)
+    return counts, {split: np.concatenate([none, *found]) for split, found in labels.items()}
+
+
 def containers(directory: Path) -> list[Container]:
     """The files and folders that the samples came from."""
     content = from_json(pq.read_schema(directory / NAME).metadata[_CONTAINERS])
@@ -133,6 +162,8 @@ def problem(path: Path) -> str | None:
         return "is missing"
     try:
         found = pq.read_schema(path)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         return f"is no Parquet file any more: {error}"
     return None if found.equals(SCHEMA) else f"has columns {found.names}, not {SCHEMA.names}"
