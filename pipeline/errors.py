@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+SHOWN = 5  # of many names
 _OUT_OF_MEMORY = (
     "memory ran out{why}: close other programs, use fewer --workers, or raise the limit (`ulimit "
     "-v`, or that of the container)"
@@ -116,7 +117,7 @@ def refuse_undecodable(path: str | Path, kind: type[SpectralError]) -> None:
         raise kind(f"the name {escaped(path)} is not valid UTF-8: rename it") from error
 
 
-def first_few(names: Sequence[str]) -> str:
-    """The first few, and how many more there are."""
-    shown = ", ".join(map(printable, names[:5]))
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+def first_few(names: Sequence[str], count: int | None = None) -> str:
+    """The first few, and how many more there are. count: of all, where the others are not kept."""
+    shown, count = ", ".join(map(printable, names[:SHOWN])), count or len(names)
+    return shown if count <= SHOWN else f"{shown} and {count - SHOWN} more"

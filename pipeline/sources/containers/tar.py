@@ -22,7 +22,7 @@ from typing import Protocol
 from pipeline.errors import SourceError
 from pipeline.sources.containers import Opened
 from pipeline.sources.containers.gzip import DamagedGzipError, Gunzip, is_gzip, scanned_gzip
-from pipeline.sources.find import refuse_broken_link
+from pipeline.sources.find import packed, refuse_irregular
 from pipeline.sources.index import Container, Member, Place
 from pipeline.sources.junk import is_junk, junk_in
 from pipeline.sources.scan import Scan
@@ -114,6 +114,8 @@ class _Headers:
         except tarfile.HeaderError as error:
             if not data.strip(b"\0"):
                 return None
+            if self._at == self._start and (said := packed(data)):
+                raise SourceError(f"{self._where} {said}") from error
             why = "no header of a file where the next one should be"
             raise self._damaged(self._at, why) from error
 
@@ -332,7 +334,7 @@ def tars_in(folder: Path) -> list[Path]:
         return []
     found = sorted(path for path in folder.glob("*.tar") if not is_junk(path.name))
     for path in found:
-        refuse_broken_link(path)
+        refuse_irregular(path)
     return [path for path in found if path.is_file()]
 
 

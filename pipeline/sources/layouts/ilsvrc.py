@@ -8,7 +8,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.classes import class_names
 from pipeline.sources.containers.matlab import Value, table
 from pipeline.sources.containers.tar import contents, iter_members, open_tar, refuse_twice
-from pipeline.sources.find import refuse_broken_link
+from pipeline.sources.find import refuse_irregular
 from pipeline.sources.layouts.class_tars import scan_inner_tars
 from pipeline.sources.scan import Scan, Source
 
@@ -43,7 +43,7 @@ class IlsvrcTars(Source):
         """Train, then val, as packed."""
         train, val = self.root / TRAIN, self.root / VAL
         for name in (TRAIN, VAL, DEVKIT):
-            refuse_broken_link(self.root / name)
+            refuse_irregular(self.root / name)
         if not train.is_file():
             raise SourceError(f"{self.root} has {VAL} but no {TRAIN}: download it, too{_FROM}")
         devkit = self._devkit(needed=val.is_file())

@@ -15,7 +15,7 @@ from pipeline.sources.containers.parquet import (
     refuse_paths_alone,
     schema_of,
 )
-from pipeline.sources.find import few_subfolders, gaps, natural, refuse_broken_link, single
+from pipeline.sources.find import few_subfolders, gaps, natural, refuse_irregular, single
 from pipeline.sources.index import Member
 from pipeline.sources.scan import Scan, Source
 from pipeline.sources.split_names import SPLIT_NAMES
@@ -61,8 +61,9 @@ class Parquet(Source):
             )
         parts = _parts(folder)
         for part in parts:
-            refuse_broken_link(part.path)
-        _refuse_irregular(parts)
+            refuse_irregular(part.path)
+        if folders := [part.path.name for part in parts if part.path.is_dir()]:
+            raise SourceError(f"{folder}: {first_few(folders)} is a folder: put the file there")
         parts = _split_of_test(parts)
         _warn_of_missing(parts)
         if not any(part.split == "train" for part in parts):
@@ -87,12 +88,6 @@ def _parts(folder: Path) -> list[_Part]:
             split = SPLIT_NAMES[match[1].lower()]
             found[split].append(_Part(folder / name, split))
     return [part for parts in found.values() for part in parts]
-
-
-def _refuse_irregular(parts: list[_Part]) -> None:
-    """To open a pipe takes for ever, and a folder is no file."""
-    if irregular := [str(part.path) for part in parts if not part.path.is_file()]:
-        raise SourceError(f"{first_few(irregular)}: no regular file; put the file itself there")
 
 
 def _split_of_test(parts: list[_Part]) -> list[_Part]:
