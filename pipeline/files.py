@@ -4,9 +4,12 @@ import errno
 import json
 import math
 import os
+import re
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
+
+_WHOLE = re.compile(rb"[ \t\r\n]*-?[0-9]{1,18}[ \t\r\n]*")
 
 
 def from_json(text: str | bytes) -> Any:
@@ -15,6 +18,16 @@ def from_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def whole_number(text: str | bytes) -> int:
+    """Of ASCII digits, with white space around and a minus before them; ValueError for all else
+    that `int` takes: 1_0, +1, digits of other scripts.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    if not _WHOLE.fullmatch(data):
+        raise ValueError(f"no whole number: {text[:40]!r}")
+    return int(data)
 
 
 def fits(value: Any, kind: Any) -> bool:

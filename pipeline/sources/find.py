@@ -9,8 +9,8 @@ from pipeline.errors import SourceError, first_few
 from pipeline.sources.junk import visible
 
 _FEW = 16
-_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\D*)\Z", re.DOTALL)
-_TOTAL = re.compile(r"-of-(\d+)")
+_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\D*)\Z", re.DOTALL | re.ASCII)
+_TOTAL = re.compile(r"-of-([0-9]+)")
 _FAR_APART = 50
 
 
@@ -105,7 +105,7 @@ def refuse_irregular(path: Path) -> None:
 
 def natural(name: str) -> list[int | str]:
     """A key that sorts the numbers in names as numbers: 2 before 10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def gaps(names: Sequence[str]) -> list[str]:

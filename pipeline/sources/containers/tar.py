@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import SourceError
+from pipeline.files import whole_number
 from pipeline.sources.containers import Opened
 from pipeline.sources.containers.gzip import DamagedGzipError, Gunzip, is_gzip, scanned_gzip
 from pipeline.sources.find import packed, refuse_irregular
@@ -223,7 +224,7 @@ def _pax_records(data: bytes) -> Iterator[tuple[str, str]]:
     """(keyword, value) of each `length keyword=value`; ValueError for anything else."""
     while data.strip(b"\0"):
         digits, _, _ = data[:_LENGTH].partition(b" ")
-        size = int(digits)
+        size = whole_number(digits)
         key, equals, value = data[len(digits) + 1 : size].partition(b"=")
         if not (0 < size <= len(data) and key and equals and value.endswith(b"\n")):
             raise ValueError(data[:99])

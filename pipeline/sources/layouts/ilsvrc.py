@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
+from pipeline.files import whole_number
 from pipeline.sources.classes import class_names
 from pipeline.sources.containers.matlab import Value, table
 from pipeline.sources.containers.tar import contents, iter_members, open_tar, refuse_twice
@@ -102,7 +103,7 @@ def read_devkit(path: Path) -> Devkit:
     files = {m.base: data for m, data in contents(path, lambda m: m.base in (META, TRUTH))}
     try:
         rows = [_synset(row) for row in table(files[META], "synsets")]
-        truth = [int(line) for line in files[TRUTH].split()]
+        truth = [whole_number(line) for line in files[TRUTH].split()]
     except KeyError as error:
         raise SourceError(f"{path} lacks {error.args[0]}: download it again{_FROM}") from error
     except ValueError as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError, first_few
-from pipeline.files import from_json
+from pipeline.files import from_json, whole_number
 from pipeline.sources.classes import numbered_classes
 from pipeline.sources.containers.parquet import (
     files_column,
@@ -23,7 +23,7 @@ from pipeline.sources.split_names import SPLIT_NAMES
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 _NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:[-_.].*)?\.parquet", re.IGNORECASE)
-_PART = re.compile(r"-(\d+)-of-(\d+)")
+_PART = re.compile(r"-([0-9]+)-of-([0-9]+)")
 _MOST_CLASSES = 1_000_000  # a label beyond is a mistake
 log = logging.getLogger(__name__)
 
@@ -131,10 +131,11 @@ def _class_names(parts: list[_Part]) -> list[str] | None:
     try:
         features = from_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[_first(LABEL_COLUMNS, schema.names)]["names"]
+        if isinstance(names, dict):  # {"0": …}, as older versions of the library wrote them
+            by_label = {whole_number(key): name for key, name in names.items()}
+            names = [by_label[label] for label in range(len(names))]
     except (KeyError, TypeError, ValueError):
         return None
-    if isinstance(names, dict):  # {"0": …}, as older versions of the library wrote them
-        names = [names[key] for key in sorted(names, key=int)]
     return [str(name) for name in names] if isinstance(names, list) and names else None
 
 
