@@ -102,8 +102,10 @@ def load(directory: Path) -> Manifest:
         ) from error
     except NotADirectoryError as error:
         raise ConfigError(f"{directory} is a file: name its prepared directory") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"cannot read {path}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DamagedError(f"{path} is damaged: not the JSON that was written") from error
+    except OSError as error:
+        raise DamagedError(f"cannot read {path}: {error.strerror}") from error
     return _parse(path, text)
 
 

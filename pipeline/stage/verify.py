@@ -88,7 +88,7 @@ def _problem(path: Path, entry: dict[str, Any], content: _Content, check: _Check
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     except DamagedError as error:
-        return str(error)
+        return str(error).removeprefix(str(path)).lstrip(": ")
 
 
 def _unread(path: Path, entry: dict[str, Any]) -> None:

@@ -107,7 +107,10 @@ def read_devkit(path: Path) -> Devkit:
     except KeyError as error:
         raise SourceError(f"{path} lacks {error.args[0]}: download it again{_FROM}") from error
     except ValueError as error:
-        raise SourceError(f"{path} cannot be read ({error}): download it again{_FROM}") from error
+        raise SourceError(
+            f"{path} cannot be read, as {META} or {TRUTH} in it is damaged: download it "
+            f"again{_FROM}"
+        ) from error
     leaves = [row for row in rows if row[0] <= LEAVES]
     return Devkit(
         {number: wnid for number, wnid, _ in leaves}, {w: words for _, w, words in leaves}, truth
