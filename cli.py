@@ -192,11 +192,12 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
 @main.command()
 @click.argument("directory", type=PATH)
 @click.option("--shard", type=int, help="Only what a job that trains this shard reads.")
-@click.option("--quick", is_flag=True, help="Sizes and structure alone, in seconds.")
+@click.option("--quick", is_flag=True, help="Sizes, tables and labels alone, in seconds.")
 def verify(directory: Path, shard: int | None, quick: bool) -> None:
     """Name what is damaged in a prepared directory.
 
-    Re-reads every file against the digests in its manifest.
+    Re-reads every file against the digests in its manifest, and compares what manifest, shards and
+    samples.parquet say, labels included.
 
     Example: spectral verify data/imagenet1k/sub36 --shard 7
     """
