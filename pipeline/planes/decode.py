@@ -123,10 +123,12 @@ def _text(error: Exception) -> str:
 
 
 def _readers(data: bytes) -> list[tuple[str, Any]]:
-    """Those that take a file for one of their own, by name."""
+    """Those that take a file for one of their own, by name. Pillow has loaded those that matter: it
+    has tried this file.
+    """
     openers: dict[str, Any] = Image.OPEN
     found = []
-    for name in _FORMATS:
+    for name in filter(openers.__contains__, _FORMATS):
         factory, accept = openers[name]
         if accept and accept(data[:16]) is True:
             found.append((name, factory))
