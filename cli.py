@@ -16,7 +16,7 @@ from pipeline.console import (
     progress_display,
     stopped_by_signals,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DamagedError, printable
 from trainer.cluster.commands import again, status, submit
 from trainer.commands import ensemble, evaluate, export, plan, predict
 from trainer.console import parallel_options, run_options, show_log
@@ -192,15 +192,15 @@ def inspect(path: Path, bad: bool, as_json: bool, png: Path | None) -> None:
 @main.command()
 @click.argument("directory", type=PATH)
 @click.option("--shard", type=int, help="Only what a job that trains this shard reads.")
-@click.option("--quick", is_flag=True, help="Sizes and structure alone, in seconds.")
+@click.option("--quick", is_flag=True, help="Sizes, tables and labels alone, in seconds.")
 def verify(directory: Path, shard: int | None, quick: bool) -> None:
     """Name what is damaged in a prepared directory.
 
-    Re-reads every file against the digests in its manifest.
+    Re-reads every file against the digests in its manifest, and compares what manifest, shards and
+    samples.parquet say, labels included.
 
     Example: spectral verify data/imagenet1k/sub36 --shard 7
     """
-    from pipeline.errors import DamagedError
     from pipeline.stage.verify import verify as run
 
     if damaged := run(directory, progress_display(False), shard=shard, quick=quick):
@@ -210,7 +210,7 @@ def verify(directory: Path, shard: int | None, quick: bool) -> None:
         )
     which = "all files are" if shard is None else f"manifest and shard {shard} are"
     how = "there, with their sizes and structure" if quick else "as they were written"
-    click.echo(f"{directory}: {which} {how}")
+    click.echo(printable(f"{directory}: {which} {how}"))
 
 
 @main.command()

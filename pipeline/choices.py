@@ -1,5 +1,8 @@
-"""What may be chosen for a preparation; of each, the first is taken where nothing is said."""
+"""What may be chosen for a preparation; of each, the first is taken where nothing is said; and the
+splits that there are.
+"""
 
+SPLITS = ("train", "calib", "val", "test")  # of all data sets, in this order
 TRANSFORMS = ("dct2", "dct", "none")
 LAYOUTS = ("phase", "block")
 RESIZES = ("squash", "crop", "shortest")

@@ -1,6 +1,5 @@
 """What the commands share: errors in one line, log lines, progress; the options of `prepare`."""
 
-import errno
 import io
 import logging
 import math
@@ -8,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +23,14 @@ from pipeline.choices import (
     TRANSFORMS,
     default_codec,
 )
-from pipeline.errors import SpectralError, StoppedError, describe
+from pipeline.errors import (
+    OutputError,
+    SpectralError,
+    StoppedError,
+    describe,
+    out_of_memory,
+    printable_lines,
+)
 
 Command = Callable[..., Any]
 
@@ -38,27 +44,85 @@ class _Seconds(click.FloatRange):
         return self.fail(f"{value} is no number", param, ctx) if math.isnan(seconds) else seconds
 
 
+class _Output:
+    """Standard output, whose errors say that they are of it: Python's name no file, and a full disk
+    there is not that of the shards.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As of a file."""
+        with self._own_errors():
+            return int(self._stream.write(text))
+
+    def flush(self) -> None:
+        """As of a file."""
+        with self._own_errors():
+            self._stream.flush()
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise OutputError from error
+            raise OutputError(
+                f"standard output cannot be written ({error.strerror}): free some space there, or "
+                "send it elsewhere"
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _PlainErrors(click.Command):
     """Turns what a user can cause into one line and exit status 1: here and nowhere else."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run the command line."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # a terminal may lack what a name has, or "–"
                 stream.reconfigure(errors="replace")
         try:
-            return super().invoke(ctx)
-        except (SpectralError, StoppedError) as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_status)
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # `spectral … | head`, which click knows how to end
+            with redirect_stdout(sys.stdout and _Output(sys.stdout)):  # None where it is closed
+                return super().main(*args, **more)
+        except (Exception, StoppedError) as error:
+            said = _said(error)
+            if said is None:
                 raise
-            click.echo(f"Error: {describe(error)}", err=True)
-            ctx.exit(1)
+            if said:  # nobody is told that a pipe was closed
+                click.echo(f"Error: {printable_lines(said)}", err=True)
+            if isinstance(error, OutputError):
+                _drop_output()
+            if out_of_memory(error) is not None:
+                os._exit(1)  # what libraries do at the end takes memory, or crashes without
+            sys.exit(getattr(error, "exit_status", 1))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; click takes an interruption for something else."""
+        try:
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             click.echo("Error: interrupted; run the same command again to go on", err=True)
             ctx.exit(130)
+
+
+def _drop_output() -> None:
+    """What is left in the buffer of standard output would fail once more at the end."""
+    with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _said(error: BaseException) -> str | None:
+    """For people; None of an error of our own."""
+    if (said := out_of_memory(error)) is not None:
+        return said
+    if isinstance(error, SpectralError | StoppedError):
+        return str(error)
+    return describe(error) if isinstance(error, OSError) else None
 
 
 class Group(_PlainErrors, click.Group):
@@ -88,21 +152,14 @@ def stopped_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def printable(text: str) -> str:
-    r"""On one line and without control characters, which become `\n`, `\x1b` and the like."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
-    )
-
-
 class Echo(logging.Handler):
     """Log lines to standard error as it is at the time: a progress bar stands in for it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one line."""
         try:
-            click.echo(self.format(record), err=True)
-        except BrokenPipeError:  # nobody reads on: no reason to end work of days
+            click.echo(printable_lines(self.format(record)), err=True)
+        except OSError:  # nobody reads on, or its disk is full: no reason to end work of days
             sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as we run
 
 

@@ -102,4 +102,4 @@ def threads_asked_for(text: str | None) -> int | None:
     it is empty or says nothing that makes sense.
     """
     first = (text or "").split(",")[0].strip()
-    return int(first) if first.isdecimal() and int(first) > 0 else None
+    return int(first) if first.isascii() and first.isdecimal() and int(first) > 0 else None

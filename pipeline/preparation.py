@@ -101,8 +101,12 @@ def _one_of(option: str, value: str, valid: tuple[str, ...]) -> None:
 
 
 def _check_name(dataset: str) -> None:
-    if not dataset or dataset.startswith(".") or "/" in dataset or dataset != dataset.strip():
-        raise ConfigError(f"dataset name {dataset!r}: it names a folder, so no '/' or leading '.'")
+    plain = dataset.isprintable() and dataset == dataset.strip()
+    if not dataset or dataset.startswith(".") or "/" in dataset or not plain:
+        raise ConfigError(
+            f"dataset name {dataset!r}: it names a folder, so no '/', leading '.', line break or "
+            "the like"
+        )
 
 
 def _check_splits(prep: Preparation) -> None:

@@ -123,7 +123,7 @@ class Watch:
 def _say(text: str) -> None:
     try:
         print(text, file=sys.stderr, flush=True)
-    except BrokenPipeError:  # nobody reads on: no reason to end work of days
+    except OSError:  # nobody reads on, or its disk is full: no reason to end work of days
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - as long as we run
 
 

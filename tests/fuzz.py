@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import random
+import re
 import resource
 import shutil
 import struct
@@ -42,6 +43,11 @@ from pipeline.sources.scan import Scan
 
 MOST_BYTES = 4 << 30  # that an input may take beyond what the process has
 _LONGEST = 6000  # characters of an error
+# What libraries say of their own workings: a reason says in words what is wrong
+_INTERNAL = re.compile(
+    r"unpack_from|codec can't|invalid literal|[a-z]Error|Errno|out of range|reshape|0x[0-9a-f]{4}"
+    "|thrift|object| buffer|decompressing"
+)
 _EDGES = (
     0,
     1,
@@ -415,6 +421,7 @@ def main(seed: int, first: int, count: int, *chosen: str) -> None:
         try:
             said = TARGETS[target][1](made(target, seed, number), inner)
             assert said is None or 0 < len(said) < _LONGEST, said
+            assert not _INTERNAL.search(said or ""), said
         except BaseException:
             print(f"found {number} {json.dumps(traceback.format_exc())}", flush=True)
         shutil.rmtree(inner)

@@ -1,6 +1,8 @@
 """More than 8 bits, floats, damaged texts of PNGs, TIFFs: the right pixels, or the true reason."""
 
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from pipeline.errors import BadImageError
 from pipeline.planes import decode as module
 from pipeline.planes.decode import decode
-from tests.conftest import spectral
+from tests.conftest import ROOT, spectral
 from tests.test_decode import coded, photo
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -234,3 +236,16 @@ def test_nothing_of_libtiff_reaches_stderr(tmp_path: Path) -> None:
     assert "cannot decode" in done.stdout
     foreign = ("TIFF", "tempfile.tif", "LZW", "JPEG", "More samples")
     assert not [line for line in done.stderr.splitlines() if line.startswith(foreign)]
+
+
+def test_a_reason_does_not_depend_on_what_was_read_before() -> None:
+    """Pillow loads its readers as they are needed: in a new process there are five of them."""
+    data = coded(photo(), "JPEG")[:900]
+    code = (
+        "import sys\nfrom pipeline.planes.decode import decode\n"
+        "try: decode(sys.stdin.buffer.read(), 3, 32)\nexcept Exception as error: print(error)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], input=data, capture_output=True, cwd=ROOT, check=True
+    )
+    assert found.stdout.decode().startswith("cannot decode: JPEG file, it is truncated")

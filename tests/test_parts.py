@@ -119,6 +119,7 @@ def test_another_plan_is_refused(source: Path, tmp_path: Path) -> None:
     for more, said in (
         (("--part", "2/4"), "parts was 5, now it is 4"),
         (("--part", "6/5"), "--part 6/5: write 3/64"),
+        (("--part", "\uff13/5"), "--part \uff13/5: write 3/64"),  # a 3 of another script
         ((), "was begun in parts: go on with --part"),
     ):
         done = spectral_here(*words(source, tmp_path, *more))

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.format import beton_writer
 from tests.conftest import ROOT, SUB4, spectral_here
-from tests.test_prepare import children, files_of, wait_until
+from tests.test_prepare import TOY, children, files_of, wait_until
 from tests.test_restart import Cut, _nth, rows_done, small, words
 
 pytestmark = pytest.mark.processes
@@ -190,3 +190,19 @@ def test_quick_finds_pointers_and_labels_that_lead_nowhere(data: Path, tmp_path:
         assert done.returncode == 1
         assert what in done.stderr
     assert np.frombuffer(content, "<i8", 1, 2106 + 16)[0] == 0
+
+
+def test_a_link_in_place_of_a_lock_is_named_and_left_alone(source: Path, tmp_path: Path) -> None:
+    """A lock is opened to be written."""
+    lock = tmp_path / SUB4 / ".lock"
+    lock.parent.mkdir(parents=True)
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    for target in (precious, tmp_path / "nowhere", tmp_path / "no" / "where"):
+        lock.symlink_to(target)
+        done = spectral_here("prepare", "toy", "--source", source, *TOY, "--out", tmp_path)
+        assert done.returncode == 1
+        assert f"{lock}: a symbolic link, where a lock file belongs: remove it" in done.stderr
+        lock.unlink()
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()

@@ -238,7 +238,7 @@ BROKEN_PICKLES = {
         lambda c: protocol_2({b"data": c.planes, b"labels": [0] * 7}).replace(
             python2(7) + python2(3072) + b"\x86", python2(8) + python2(3072) + b"\x86"
         ),
-        "cannot reshape",
+        r"an array of 21504 values, not of shape \(8, 3072\)",
     ),
 }  # fmt: skip
 

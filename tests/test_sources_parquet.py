@@ -129,8 +129,16 @@ def test_without_names_the_labels_themselves_are_the_classes(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "metadata",
-    [b"no JSON", b"[]", b"[" * 300_000, b'{"info": {"features": {"label": {}}}}'],
-    ids=["none", "list", "deep", "label"],
+    [
+        b"no JSON",
+        b"[]",
+        b"[" * 300_000,
+        b'{"info": {"features": {"label": {}}}}',
+        b'{"info": {"features": {"label": {"names": {"0": "a", "one": "b"}}}}}',
+        b'{"info": {"features": {"label": {"names": {"0": "a", "1_0": "b"}}}}}',
+        b'{"info": {"features": {"label": {"names": {"0": "a", "2": "b"}}}}}',
+    ],
+    ids=["none", "list", "deep", "label", "words", "no number", "a gap"],
 )
 def test_metadata_of_another_kind_is_no_error(metadata: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a" / "train.parquet"

@@ -203,3 +203,42 @@ def test_webdataset_with_shards_of_no_split_among_others(tmp_path: Path) -> None
     for name in ("train-0.tar", "more.tar"):
         (root / name).write_bytes(shard({"a": 1})[0])
     assert "more.tar" in refused(root, tmp_path / "scan")
+
+
+@pytest.mark.parametrize("kind", ["cls", "cls2", "txt"])
+@pytest.mark.parametrize(
+    "text", ["1_0", "+1", "\u0661", "\uff11", "1\u00a0", "0x1", "1.0", "1 0", ""]
+)
+def test_webdataset_labels_are_digits_and_nothing_that_python_takes_for_them(
+    kind: str, text: str, tmp_path: Path
+) -> None:
+    """int("1_0") is 10."""
+    root = tmp_path / "wds"
+    root.mkdir()
+    (root / "0.tar").write_bytes(packed({"k.jpg": jpegs(1)[0], f"k.{kind}": text.encode()}))
+    said = refused(root, tmp_path / "scan")
+    assert ("the key k has no label" if kind == "txt" else "is no whole number") in said
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"k.cls": b"1", "k.json": b'{"label": 2}'}, "k.cls says label 1 and k.json says label 2"),
+        ({"k.json": b"2", "k.cls": b"1"}, "k.cls says label 1 and k.json says label 2"),
+        ({"k.json": b'{"label": 2, "cls": 1}'}, "k.json says label 2 and cls 1"),
+        ({"k.cls": b"1", "k.json": b'{"label": 1}'}, None),
+        ({"k.cls": b"1", "k.json": b'{"label": "cat", "width": 3}'}, None),
+        ({"k.cls": b"1", "k.json": b"no JSON"}, None),
+        ({"k.cls": b"1", "k.cls2": b"7", "k.txt": b"2020"}, None),
+    ],
+)
+def test_webdataset_labels_that_contradict_each_other_are_said(
+    files: dict[str, bytes], said: str | None, tmp_path: Path
+) -> None:
+    root = tmp_path / "wds"
+    root.mkdir()
+    (root / "0.tar").write_bytes(packed({"k.jpg": jpegs(1)[0], **files}))
+    if said is None:
+        assert set(listed(root, tmp_path / "scan").labels.values()) == {1}
+    else:
+        assert said in refused(root, tmp_path / "scan")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.format.beton import BetonReader
 from tests.conftest import GREY, RAW, SHORTEST, SUB4, WHOLE, spectral, spectral_here
 
 
@@ -221,3 +222,23 @@ def test_a_beton_is_described_whatever_the_manifest_two_folders_above_is(
     assert "FFCV 2 beton" in done.stdout
     assert "manifest: not used: " in done.stdout
     assert json.loads(spectral_here("inspect", beton, "--json").stdout)["kind"] == "beton"
+
+
+def test_inspect_names_what_is_damaged_where_it_looks_inside(copy: Path, tmp_path: Path) -> None:
+    """Sizes, tables and footers are as they were, only what they lead to is not."""
+    shard, table = copy / "train" / "shard_02.beton", copy / "samples.parquet"
+    with BetonReader(shard) as reader:
+        payloads = reader._pointers.tolist()
+    for path, places, looks in (
+        (shard, payloads, ("--png", tmp_path / "sheet.png")),
+        (table, range(100, 1000), ("--bad",)),
+    ):
+        content = bytearray(path.read_bytes())
+        for at in places:
+            content[at] ^= 255
+        path.write_bytes(content)
+        done = spectral_here("inspect", copy, *looks)
+        assert done.returncode == 1
+        assert f"Error: {path}" in done.stderr, done.stderr
+        assert "damaged" in done.stderr
+        assert "Traceback" not in done.stderr

@@ -7,14 +7,15 @@ int8. `raw`: h×w×channels uint8, planes shifted by +128. `jpeg`: a JPEG file.
 import io
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import zstandard
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import BadImageError
-from pipeline.format.beton import PAGE
+from pipeline.errors import BadImageError, DamagedError
+from pipeline.format.beton import PAGE, BetonReader
 from pipeline.preparation import Preparation
 
 Bytes = NDArray[np.uint8]
@@ -105,8 +106,21 @@ def decode_plane(payload: bytes, codec: str, shape: tuple[int, int, int]) -> NDA
     try:
         raw = _decompressor().decompress(payload, max_output_size=int(np.prod(shape)))
     except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError("not a whole zstd frame") from error
     return np.frombuffer(raw, np.int8).reshape(shape)
+
+
+def stored(reader: BetonReader, i: int, prep: Preparation) -> NDArray[Any]:
+    """Sample i of a shard, a plane as (C, h, w) or a whole image as (H, W, C). DamagedError."""
+    payload = reader.payload(i)
+    try:
+        if prep.splits == 1:
+            return decode_whole(payload, prep.codec, reader.shape(i))
+        return decode_plane(payload, prep.codec, prep.plane_shape)
+    except ValueError as error:
+        raise DamagedError(
+            f"{reader.path}: sample {i} is damaged; `spectral verify` names all files that are"
+        ) from error
 
 
 def decode_whole(payload: bytes, codec: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -116,7 +130,7 @@ def decode_whole(payload: bytes, codec: str, shape: tuple[int, int, int]) -> NDA
     try:
         image = np.asarray(Image.open(io.BytesIO(payload)))
     except Exception as error:  # Pillow's readers raise many types on damaged input
-        raise ValueError(f"not a whole JPEG: {error}") from error
+        raise ValueError("not a whole JPEG") from error
     return image if image.ndim == 3 else image[:, :, None]
 
 

@@ -127,7 +127,8 @@ def _link(own: Path, path: Path, content: bytes) -> None:
 def parse(text: str) -> tuple[int, int]:
     """`3/64`: the part and how many there are; `0/64` lists the source."""
     part, slash, count = text.partition("/")
-    if not (slash and part.isdecimal() and count.isdecimal() and 0 <= int(part) <= int(count) > 0):
+    plain = text.isascii() and part.isdecimal() and count.isdecimal()
+    if not (slash and plain and 0 <= int(part) <= int(count) > 0):
         raise ConfigError(f"--part {text}: write 3/64 for the third of 64, or 0/64 to list only")
     return int(part), int(count)
 

@@ -24,5 +24,5 @@ def ids(directory: Path, split: str) -> NDArray[np.object_]:
                 stored &= np.asarray(batch["status"].cast(pa.string())) == WRITTEN
                 found.append(np.asarray(batch["id"])[stored])
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise DamagedError(f"{path} cannot be read: {error}; copy it again") from error
+        raise DamagedError(f"{path} is damaged, or no Parquet file: copy it again") from error
     return np.concatenate(found) if found else np.empty(0, np.object_)

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.console import printable
-from pipeline.errors import ConfigError, SpectralError
+from pipeline.errors import ConfigError, SpectralError, printable
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
 from pipeline.sources.index import SPLITS
@@ -91,7 +90,8 @@ def _mean(values: list[float]) -> float:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The description for people."""
-    return _beton_lines(found) if found["kind"] == "beton" else _directory_lines(found)
+    text = _beton_lines(found) if found["kind"] == "beton" else _directory_lines(found)
+    return [*map(printable, text)]
 
 
 def _beton_lines(found: dict[str, Any]) -> list[str]:

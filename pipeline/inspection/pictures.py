@@ -8,7 +8,7 @@ from PIL import Image
 
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
-from pipeline.format.codec import decode_plane, decode_whole
+from pipeline.format.codec import stored
 from pipeline.inspection.sheet import draw
 from pipeline.planes.splitter import Splitter
 
@@ -24,11 +24,9 @@ def pictures(directory: Path, split: str, numbers: list[int]) -> list[bytes]:
     images = []
     for i in numbers:
         if prep.splits == 1:
-            pixels = decode_whole(readers[0].payload(i), prep.codec, readers[0].shape(i))
+            pixels = stored(readers[0], i, prep)
         else:
-            shape = prep.plane_shape
-            planes = [decode_plane(r.payload(i), prep.codec, shape) for r in readers]
-            pixels = Splitter(prep).rebuild(np.stack(planes))
+            pixels = Splitter(prep).rebuild(np.stack([stored(r, i, prep) for r in readers]))
         image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
         images.append(_webp(image.convert("RGB"), SIDE))
     return images

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.errors import BadImageError, SourceError
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
-from pipeline.format.codec import decode_plane, decode_whole
+from pipeline.format.codec import stored
 from pipeline.format.manifest import Manifest
 from pipeline.planes.imaging import load, pixels
 from pipeline.planes.splitter import Splitter
@@ -143,10 +143,9 @@ def _row(
 ) -> Row:
     prep = found.preparation
     if prep.splits == 1:
-        stored = decode_whole(readers[0].payload(i), prep.codec, readers[0].shape(i))
-        return Row(name, _rgb(stored), None, original)
+        return Row(name, _rgb(stored(readers[0], i, prep)), None, original)
     splitter = Splitter(prep)
-    planes = np.stack([decode_plane(r.payload(i), prep.codec, prep.plane_shape) for r in readers])
+    planes = np.stack([stored(reader, i, prep) for reader in readers])
     return Row(name, _rgb(splitter.rebuild(planes)), _mosaic(splitter, planes), original)
 
 

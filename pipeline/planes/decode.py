@@ -85,34 +85,67 @@ def _decoded(data: bytes, channels: int, target: int) -> Image.Image:
     except (MemoryError, BadImageError):
         raise
     except Exception as error:  # Pillow's readers raise many types on damaged input
-        raise BadImageError(f"cannot decode: {_text(error)}") from error
+        readers = _readers(data)
+        name = f"{readers[0][0]} file, " if readers else ""
+        raise BadImageError(f"cannot decode: {name}{_text(error)}") from error
+
+
+_HEADER, _PIXELS = "its header is damaged", "its pixel data are damaged"
+_CUT = "it is truncated, or a length in it is wrong"
+_WORDS = {  # for what readers say of their own workings, by a part of it
+    "runcated": _CUT,
+    "unpack_from": _CUT,
+    "out of range": _CUT,
+    "Reached EOF": _CUT,
+    "not enough image data": _CUT,
+    "no more images": _CUT,
+    "image not found": _CUT,
+    "data stream": _PIXELS,
+    "decoder": _PIXELS,
+    "codec": _PIXELS,
+    "next frame": _PIXELS,
+    "cannot load this image": _PIXELS,
+    "not identified by this driver": _HEADER,
+}
 
 
 def _text(error: Exception) -> str:
-    """Without what differs from machine to machine."""
+    """In words, and without what differs from machine to machine. Errors of Python itself, as of a
+    table that lacks an entry, say nothing to people.
+    """
     if isinstance(error, ImportError):  # it names a path of this installation
         return "a colour mode that is not read"
-    cause = error.__cause__
-    if isinstance(error, SyntaxError) and str(error) != str(cause):
-        return str(error)
-    first = cause or error  # readers pass on less than a word, as of KeyError(40056)
-    return f"{type(first).__name__}: {first}"
+    first = error.__cause__ if str(error) == str(error.__cause__) else error
+    for part, words in _WORDS.items():
+        if part in str(first):
+            return words
+    return str(first) if isinstance(first, SyntaxError | OSError) and str(first) else _HEADER
+
+
+def _readers(data: bytes) -> list[tuple[str, Any]]:
+    """Those that take a file for one of their own, by name. Pillow has loaded those that matter: it
+    has tried this file.
+    """
+    openers: dict[str, Any] = Image.OPEN
+    found = []
+    for name in filter(openers.__contains__, _FORMATS):
+        factory, accept = openers[name]
+        if accept and accept(data[:16]) is True:
+            found.append((name, factory))
+    return found
 
 
 def _why_not(data: bytes) -> str:
     """The reason of a reader that takes the file for one of its own, which Image.open hides."""
     if data[4:12] in (b"ftypavif", b"ftypavis") and "AVIF" not in _FORMATS:
         return "AVIF, which the Pillow that is installed does not read"
-    openers: dict[str, Any] = Image.OPEN
-    for name in _FORMATS:
-        factory, accept = openers[name]
-        if accept and accept(data[:16]) is True:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    factory(io.BytesIO(data), "")
-                except Exception as error:  # as above
-                    return f"cannot decode: {name} file, {_text(error)}"
+    for name, factory in _readers(data):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                factory(io.BytesIO(data), "")
+            except Exception as error:  # as above
+                return f"cannot decode: {name} file, {_text(error)}"
     return f"not an image format that is read ({', '.join(_NAMES)})"
 
 

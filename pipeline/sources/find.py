@@ -1,6 +1,7 @@
 """Looks for sources and their files in folders: the one that is meant, what is missing."""
 
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,9 +9,41 @@ from pipeline.errors import SourceError, first_few
 from pipeline.sources.junk import visible
 
 _FEW = 16
-_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\D*)\Z", re.DOTALL)
-_TOTAL = re.compile(r"-of-(\d+)")
+_NUMBER = re.compile(r"(.*?)(\d+)((?:-of-\d+)?\D*)\Z", re.DOTALL | re.ASCII)
+_TOTAL = re.compile(r"-of-([0-9]+)")
 _FAR_APART = 50
+
+
+_HEAD = 10  # bytes that tell how a file is packed
+_PACKED = (
+    (re.compile(rb"\xfd7zXZ\0"), "xz", "xz -d"),
+    (re.compile(rb"BZh[1-9]1AY&SY"), "bzip2", "bzip2 -d"),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "zstd", "zstd -d"),
+    (re.compile(rb"\x04\x22\x4d\x18"), "lz4", "lz4 -d"),
+    (re.compile(rb"\x1f\x9d"), "compress", "uncompress"),
+    (re.compile(rb"PK\x03\x04"), "zip", "unzip"),
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "7-Zip", "7z x"),
+    (re.compile(rb"Rar!\x1a\x07"), "RAR", "unrar x"),
+)
+
+
+def packed(head: bytes) -> str | None:
+    """What to say of a file in a form that is not read, which its first bytes tell."""
+    for magic, what, how in _PACKED:
+        if magic.match(head):
+            return (
+                f"is packed with {what}, which is not read: unpack it ({how}), and where that "
+                "gives a tar, use that or a .tar.gz of it"
+            )
+    return None
+
+
+def refuse_packed(paths: Sequence[Path]) -> None:
+    """SourceError for files in a form that is not read; nothing but their heads is looked at."""
+    for path in (path for path in paths if path.is_file()):
+        with path.open("rb") as file:
+            if said := packed(file.read(_HEAD)):
+                raise SourceError(f"{path} {said}")
 
 
 def single(root: Path, found: Sequence[Path]) -> Path:
@@ -39,18 +72,40 @@ def visible_files(root: Path) -> list[Path]:
     return sorted(root / entry.name for entry in visible(root) if entry.is_file())
 
 
-def refuse_broken_link(path: Path) -> None:
-    """SourceError for a link to nothing, as a cache of the hub has them without its blobs."""
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "no regular file but a pipe"),
+    (stat.S_ISSOCK, "no regular file but a socket"),
+    (stat.S_ISBLK, "no regular file but a block device"),
+    (stat.S_ISCHR, "no regular file but a character device"),
+)
+
+
+def irregular(path: Path) -> str:
+    """What something is that is no file, in words."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return f"a broken link (to {path.readlink()})" if path.is_symlink() else "gone"
+    return next((what for is_one, what in _KINDS if is_one(mode)), "no regular file")
+
+
+def refuse_irregular(path: Path) -> None:
+    """SourceError for a link to nothing, as a cache of the hub has them without its blobs, and for
+    a pipe or a device: to open it may take for ever.
+    """
     if path.is_symlink() and not path.exists():
         raise SourceError(
-            f"{path} is a broken link (to {path.readlink()}): download it again, or copy what it "
-            "links to with it (cp -L)"
+            f"{path} is {irregular(path)}: download it again, or copy what it links to with it "
+            "(cp -L)"
         )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise SourceError(f"{path} is {irregular(path)}: put the file itself there")
 
 
 def natural(name: str) -> list[int | str]:
     """A key that sorts the numbers in names as numbers: 2 before 10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def gaps(names: Sequence[str]) -> list[str]:

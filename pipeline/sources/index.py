@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pyarrow as pa
 
+from pipeline.choices import SPLITS as SPLITS
 from pipeline.errors import DamagedError
 from pipeline.files import from_json, sync_directory
 
-SPLITS = ("train", "calib", "val", "test")
 ROWS = pa.schema(
     [
         ("id", pa.string()),

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from pipeline.errors import SourceError, first_few
+from pipeline.sources.find import refuse_packed, visible_files
 from pipeline.sources.junk import is_junk
 from pipeline.sources.layouts.arrays import CifarBinary, CifarPython, Mnist
 from pipeline.sources.layouts.class_tars import ClassTars, WholeTar
@@ -53,6 +54,7 @@ def recognise(root: Path) -> Source:
             raise
         # what was looked for may not be there at all: the folder is what cannot be read
         raise PermissionError(error.errno, error.strerror, str(sought.parent)) from error
+    refuse_packed(visible_files(root) if root.is_dir() else [root])
     raise SourceError(f"--source {root}: {_found(root)}; accepted are\n{accepted()}")
 
 

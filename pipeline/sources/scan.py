@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import SourceError, escaped, first_few, refuse_undecodable
+from pipeline.errors import SHOWN, SourceError, escaped, first_few, printable, refuse_undecodable
 from pipeline.sources.classes import refuse_look_alikes
 from pipeline.sources.index import (
     ROWS,
@@ -44,6 +44,8 @@ class Scan:
         self._writer = RowWriter(folder / "scan.arrow")
         self.train_counts: list[int] = []
         self.has_val = False
+        self._irregular: list[str] = []  # the first few
+        self._irregular_count = 0
         self.junk: Counter[str] = Counter()  # what was passed over, by its kind
 
     def container(self, path: Path, kind: str, **more: Any) -> int:
@@ -94,10 +96,24 @@ class Scan:
         for (name, member), place in zip(images, rank.tolist(), strict=True):
             self.add(split, key, name, file, member, place)
 
+    def note_irregular(self, said: list[str]) -> None:
+        """What was found in place of files: all of it is said at once, by `refuse_irregular`."""
+        self._irregular += said[: SHOWN - len(self._irregular)]
+        self._irregular_count += len(said)
+
+    def refuse_irregular(self) -> None:
+        """SourceError for what was noted."""
+        if self._irregular_count:
+            raise SourceError(
+                f"{first_few(self._irregular, self._irregular_count)}: remove what is no image, or "
+                "put the images there"
+            )
+
     def finish(
         self, classes: Sequence[str] | None = None, names: dict[str, str] | None = None
     ) -> None:
         """All is listed. classes: keys by label, sorted keys if not said; names: by key."""
+        self.refuse_irregular()
         self._flush()
         self._writer.close()
         if self.junk:
@@ -109,9 +125,14 @@ class Scan:
                 "classes is"
             )
         refuse_look_alikes(self.root, known)
+        if unprintable := [name for name in known if not name.isprintable()]:
+            raise SourceError(
+                f"{self.root} has classes with line breaks or other control characters in their "
+                f"names: rename {first_few(unprintable)}"
+            )
         self.summary.classes = known
         if names is not None:
-            self.summary.names = [names.get(key, key) for key in known]
+            self.summary.names = [printable(names.get(key, key)) for key in known]
 
     def relabel(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Labels by the provisional number that rows carry."""

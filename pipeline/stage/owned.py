@@ -16,14 +16,15 @@ from pipeline.sources.index import SPLITS
 JOURNAL = "journal"
 LOCK = ".lock"
 _FILES = (manifest.NAME, SAMPLES)
-_SHARD = re.compile(rf"shard_\d+\.beton(\.sizes)?({re.escape(PARTIAL)})?")
+_SHARD = re.compile(rf"shard_[0-9]+\.beton(\.sizes)?({re.escape(PARTIAL)})?")
 _JOURNAL = re.compile(
     r"(header|state|again|outcomes|digests|scan\.arrow|index\.(arrow|json)|.*\.(points|sums)"
     rf"|(reasons|verdicts)\.jsonl)({re.escape(PARTIAL)})?",
     re.DOTALL,
 )
 _PARTS = re.compile(
-    r"\d+|(index|listing)-.*|plan\.json.*|merged\.jsonl|starts\.json|stderr\.log|slurm", re.DOTALL
+    r"[0-9]+|(index|listing)-.*|plan\.json.*|merged\.jsonl|starts\.json|stderr\.log|slurm",
+    re.DOTALL,
 )
 _PART = re.compile(rf"\.lock|(done\.json|starts\.json|stderr\.log)({re.escape(PARTIAL)})?")
 
@@ -54,7 +55,7 @@ def _foreign_in_parts(folder: Path) -> Iterator[str]:
         where = f"{folder.name}/{path.name}"
         if not path.is_dir() or path.name == "slurm":
             continue
-        if not path.name.isdecimal():
+        if not (path.name.isascii() and path.name.isdecimal()):
             yield from _others(path, _JOURNAL, where)
             continue
         for inner in path.iterdir():

@@ -19,8 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pipeline.choices import IMAGE_SECONDS
-from pipeline.console import printable
-from pipeline.errors import StoppedError, WorkerError
+from pipeline.errors import StoppedError, WorkerError, printable
 from pipeline.preparation import Preparation
 from pipeline.sources.index import Index
 from pipeline.stage.blame import Job, Verdicts, ended, out_of_time, signal_name

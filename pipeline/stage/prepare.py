@@ -4,6 +4,7 @@ import errno
 import fcntl
 import logging
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pipeline import __version__
 from pipeline.catalogue import catalogue
 from pipeline.choices import IMAGE_SECONDS
 from pipeline.errors import ConfigError, DamagedError, refuse_undecodable
-from pipeline.files import make_directory
+from pipeline.files import make_directory, open_lock
 from pipeline.format import manifest
 from pipeline.format.manifest import Manifest
 from pipeline.format.parts import FOLDER
@@ -238,7 +239,7 @@ def locked(directory: Path) -> Iterator[None]:
         raise ConfigError(
             f"{directory} cannot be made, as a file is in the way: choose another --out"
         ) from error
-    with (directory / LOCK).open("w") as file:
+    with os.fdopen(open_lock(directory / LOCK)) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -247,10 +248,10 @@ def locked(directory: Path) -> Iterator[None]:
             if error.errno not in _NO_LOCKS:
                 raise
             raise ConfigError(
-                f"{file.name} cannot be locked ({error.strerror}): its file system has no flock, "
-                "which keeps a second run away. Choose an --out on another one, such as a local "
-                "disk, and copy the result; or have it mounted with locks (Lustre: -o flock or "
-                "localflock; NFS: without nolock, and with lockd running)"
+                f"{directory / LOCK} cannot be locked ({error.strerror}): its file system has no "
+                "flock, which keeps a second run away. Choose an --out on another one, such as a "
+                "local disk, and copy the result; or have it mounted with locks (Lustre: -o flock "
+                "or localflock; NFS: without nolock, and with lockd running)"
             ) from error
         yield
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.console import printable
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, printable
 from pipeline.files import sync_directory
 from pipeline.format.beton import image_field
 from pipeline.format.beton_writer import Written, publish

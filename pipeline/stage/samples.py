@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,12 +93,26 @@ def _coded(codes: NDArray[Any], words: Any) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(merged), pa.array(distinct, pa.string()))
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The table; DamagedError for what Arrow finds in it, in words of ours."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except MemoryError:  # of Arrow, which is of its other errors' kind too
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedError(
+            f"{path} is damaged, or no Parquet file: copy it again, or prepare --overwrite"
+        ) from error
+
+
 def quarantined(directory: Path) -> Iterator[tuple[str, str]]:
     """(id, reason) of each image that could not be used."""
     columns = ["id", "status", "reason"]
     if why := problem(directory / NAME):
         raise DamagedError(f"{directory / NAME} {why}; copy it again, or prepare --overwrite")
-    with pq.ParquetFile(directory / NAME) as file:
+    with _opened(directory / NAME) as file:
         for group in range(file.num_row_groups):
             for row in file.read_row_group(group, columns).to_pylist():
                 if row["status"] == QUARANTINED:
@@ -106,7 +121,7 @@ def quarantined(directory: Path) -> Iterator[tuple[str, str]]:
 
 def places(directory: Path, split: str, wanted: list[int]) -> Iterator[tuple[str, Place]]:
     """(id, place) of some stored samples of a split, by ascending number within its shards."""
-    with pq.ParquetFile(directory / NAME) as file:
+    with _opened(directory / NAME) as file:
         number = {container.path: i for i, container in enumerate(containers(directory))}
         seen = 0
         for group in range(file.num_row_groups):
@@ -121,6 +136,26 @@ def places(directory: Path, split: str, wanted: list[int]) -> Iterator[tuple[str
             seen += len(table)
 
 
+def stored(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, NDArray[np.int32]]]:
+    """Of each split, how many samples there are by status, and the labels of those in its shards.
+    DamagedError.
+    """
+    counts = {split: {WRITTEN: 0, QUARANTINED: 0} for split in SPLITS}
+    labels: dict[str, list[NDArray[np.int32]]] = {split: [] for split in SPLITS}
+    with _opened(path) as file:
+        for batch in file.iter_batches(columns=["split", "label", "status"]):
+            of_split, status = (batch[name].cast(pa.string()) for name in ("split", "status"))
+            for split in SPLITS:
+                mine = pc.equal(of_split, split)
+                for word in (WRITTEN, QUARANTINED):
+                    those = batch["label"].filter(pc.and_(mine, pc.equal(status, word)))
+                    counts[split][word] += len(those)
+                    if word == WRITTEN:
+                        labels[split].append(those.to_numpy(zero_copy_only=False))
+    none = np.zeros(0, np.int32)
+    return counts, {split: np.concatenate([none, *found]) for split, found in labels.items()}
+
+
 def containers(directory: Path) -> list[Container]:
     """The files and folders that the samples came from."""
     content = from_json(pq.read_schema(directory / NAME).metadata[_CONTAINERS])
@@ -133,6 +168,8 @@ def problem(path: Path) -> str | None:
         return "is missing"
     try:
         found = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
-        return f"is no Parquet file any more: {error}"
+    except MemoryError:
+        raise
+    except (pa.ArrowException, OSError):
+        return "is no Parquet file any more"
     return None if found.equals(SCHEMA) else f"has columns {found.names}, not {SCHEMA.names}"

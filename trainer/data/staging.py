@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import DamagedError, describe
+from pipeline.files import open_lock
 from pipeline.format.beton import digest
 from trainer.data.selection import Prepared
 
@@ -93,7 +94,7 @@ def _locked(path: Path, how: int) -> int:
     """The lock of a copy; one that was removed meanwhile is nobody's."""
     name = path.with_suffix(".lock")
     while True:
-        lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock = open_lock(name)
         try:
             fcntl.flock(lock, how)
             with suppress(FileNotFoundError):

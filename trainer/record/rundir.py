@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from pipeline import __version__
 from pipeline.errors import ConfigError, DamagedError
-from pipeline.files import write_json
+from pipeline.files import open_lock, write_json
 from pipeline.format import manifest
 from pipeline.format.beton import digest
 from pipeline.format.manifest import Manifest
@@ -182,7 +182,7 @@ class RunDir:
         """Hold this run against a second one; a crash releases it."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / ".lock"
-        with path.open("w") as file:
+        with os.fdopen(open_lock(path)) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

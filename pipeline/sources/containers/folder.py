@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.errors import SourceError
 from pipeline.sources.containers import Opened
+from pipeline.sources.find import irregular
 from pipeline.sources.index import Member, Place
 from pipeline.sources.junk import visible
 from pipeline.sources.scan import Scan
@@ -24,25 +25,27 @@ def image_files(
     """The files of `folder`/`within`, sorted by their paths in it; hidden ones and the like are
     left out, and those that end in `but`. SourceError if there are none but have to be.
     """
-    found = sorted(path for path in _files(folder / within, scan) if not path.endswith(but))
-    if not found and required:
+    odd: list[str] = []
+    found = sorted(path for path in _files(folder / within, scan, odd) if not path.endswith(but))
+    scan.note_irregular(sorted(odd))
+    if not found and required and not odd:
         raise SourceError(
             f"{folder / within} is an empty class: add its images or remove the folder"
         )
     return [(path, Member(f"{within}/{path}" if within else path)) for path in found]
 
 
-def _files(folder: Path, scan: Scan, within: str = "") -> Iterator[str]:
+def _files(folder: Path, scan: Scan, odd: list[str], within: str = "") -> Iterator[str]:
+    """Paths in a folder; of what is no file, in `odd`, what it is."""
     scan.track(folder)
     for entry in visible(folder, scan.junk):
         if entry.is_file():
             yield within + entry.name
         elif entry.is_dir():
             _refuse_loop(Path(entry.path))
-            yield from _files(Path(entry.path), scan, f"{within}{entry.name}/")
+            yield from _files(Path(entry.path), scan, odd, f"{within}{entry.name}/")
         else:
-            kind = "a broken link" if entry.is_symlink() else "no regular file"
-            raise SourceError(f"{entry.path} is {kind}: remove it or put the image there")
+            odd.append(f"{entry.path} is {irregular(Path(entry.path))}")
 
 
 def _refuse_loop(folder: Path) -> None:

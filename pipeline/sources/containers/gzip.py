@@ -125,7 +125,10 @@ class Gunzip:
         try:
             count = self._inflate.take(self._buffer, to_block=due)
         except InflateError as error:
-            raise self._damaged(str(error)) from error
+            summed = str(error) in ("incorrect data check", "incorrect length check")
+            raise self._damaged(
+                "its gzip checksum is wrong" if summed else "it does not unpack as gzip"
+            ) from error
         if due:
             self._mark(self._offset + count)
         return count

@@ -92,4 +92,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         try:
             yield cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if zipped else raw
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise SourceError(f"{path} is damaged or not whole: {error}") from error
+            raise SourceError(
+                f"{path} is damaged or not whole, as gzip: download it again"
+            ) from error

@@ -155,4 +155,8 @@ def named(path: Path) -> Iterator[None]:
             if error.filename:
                 raise
             raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
-        raise SourceError(f"{path} is damaged or not whole, expected Parquet: {error}") from error
+        if isinstance(error, pa.ArrowNotImplementedError):
+            raise SourceError(f"{path} is Parquet of a kind that is not read: {error}") from error
+        raise SourceError(
+            f"{path} is damaged or not whole, or no Parquet file: download it again"
+        ) from error

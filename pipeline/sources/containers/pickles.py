@@ -7,11 +7,16 @@ Python that reads here, not C: ten bytes make the reader in C take 64 GB for its
 
 import io
 import pickle
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline.errors import SourceError
+
+
+class _RefusedError(pickle.UnpicklingError):
+    """What we say ourselves; the reader's own errors are of its workings."""
 
 
 class _Dtype:
@@ -32,9 +37,11 @@ class _Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
         if dtype.code not in ("u1", "i8", "i4") or not isinstance(data, bytes):
-            raise pickle.UnpicklingError(f"an array of {dtype.code}")
+            raise _RefusedError(f"an array of {dtype.code}")
         order = dtype.order if dtype.order in ("<", ">") else "="
         flat = np.frombuffer(data, np.dtype(dtype.code).newbyteorder(order))
+        if prod(shape) != len(flat):
+            raise _RefusedError(f"an array of {len(flat)} values, not of shape {shape}")
         self.value = flat.reshape(shape, order="F" if fortran else "C")
 
 
@@ -45,7 +52,7 @@ def _reconstruct(_kind: Any, _shape: Any, _code: Any) -> _Array:
 def _encode(value: str, encoding: str) -> bytes:
     """How Python 3 writes bytes for Python 2."""
     if encoding != "latin1":
-        raise pickle.UnpicklingError(f"the encoding {encoding}")
+        raise _RefusedError(f"the encoding {encoding}")
     return value.encode("latin1")
 
 
@@ -75,9 +82,7 @@ class _Unpickler(_PYTHON):  # type: ignore[misc]
         try:
             return _KNOWN[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, which no image data needs"
-            ) from None
+            raise _RefusedError(f"it asks for {module}.{name}, which no image data needs") from None
 
 
 def load_pickle(data: bytes, where: str) -> dict[str, Any]:
@@ -85,11 +90,10 @@ def load_pickle(data: bytes, where: str) -> dict[str, Any]:
     try:
         content = _Unpickler(io.BytesIO(data), encoding="bytes").load()
         if not isinstance(content, dict):
-            raise pickle.UnpicklingError(f"it holds {type(content).__name__}")
+            raise _RefusedError(f"it holds {type(content).__name__}")
         return {text(key): _plain(value) for key, value in content.items()}
     except Exception as error:  # damaged pickles raise whatever their damage leads to
-        known = str(error) and isinstance(error, pickle.UnpicklingError | ValueError)
-        why = error if known else "it is damaged or not whole"
+        why = error if isinstance(error, _RefusedError) else "it is damaged or not whole"
         raise SourceError(
             f"{where}: expected a pickled dictionary of arrays and lists: {why}"
         ) from error

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import SourceError
+from pipeline.files import whole_number
 from pipeline.sources.containers import Opened
 from pipeline.sources.containers.gzip import DamagedGzipError, Gunzip, is_gzip, scanned_gzip
-from pipeline.sources.find import refuse_broken_link
+from pipeline.sources.find import packed, refuse_irregular
 from pipeline.sources.index import Container, Member, Place
 from pipeline.sources.junk import is_junk, junk_in
 from pipeline.sources.scan import Scan
@@ -114,6 +115,8 @@ class _Headers:
         except tarfile.HeaderError as error:
             if not data.strip(b"\0"):
                 return None
+            if self._at == self._start and (said := packed(data)):
+                raise SourceError(f"{self._where} {said}") from error
             why = "no header of a file where the next one should be"
             raise self._damaged(self._at, why) from error
 
@@ -221,7 +224,7 @@ def _pax_records(data: bytes) -> Iterator[tuple[str, str]]:
     """(keyword, value) of each `length keyword=value`; ValueError for anything else."""
     while data.strip(b"\0"):
         digits, _, _ = data[:_LENGTH].partition(b" ")
-        size = int(digits)
+        size = whole_number(digits)
         key, equals, value = data[len(digits) + 1 : size].partition(b"=")
         if not (0 < size <= len(data) and key and equals and value.endswith(b"\n")):
             raise ValueError(data[:99])
@@ -332,7 +335,7 @@ def tars_in(folder: Path) -> list[Path]:
         return []
     found = sorted(path for path in folder.glob("*.tar") if not is_junk(path.name))
     for path in found:
-        refuse_broken_link(path)
+        refuse_irregular(path)
     return [path for path in found if path.is_file()]
 
 

@@ -116,7 +116,9 @@ def add_flat(
     of_class: dict[str, list[tuple[str, Member]]] = {wnid: [] for wnid in wnids}
     refuse_unknown(said, class_of.values(), wnids, "train")
     images: dict[str, str] = {}
-    for name, _ in image_files(folder, "", scan):
+    found = image_files(folder, "", scan)
+    scan.refuse_irregular()  # a link to nothing is there, but no image
+    for name, _ in found:
         other = images.setdefault(name.removesuffix(end), name)
         if other != name:
             raise SourceError(f"{folder} has {other} and {name}, one image in {said}: remove one")

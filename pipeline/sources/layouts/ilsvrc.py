@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError
+from pipeline.files import whole_number
 from pipeline.sources.classes import class_names
 from pipeline.sources.containers.matlab import Value, table
 from pipeline.sources.containers.tar import contents, iter_members, open_tar, refuse_twice
-from pipeline.sources.find import refuse_broken_link
+from pipeline.sources.find import refuse_irregular
 from pipeline.sources.layouts.class_tars import scan_inner_tars
 from pipeline.sources.scan import Scan, Source
 
@@ -43,7 +44,7 @@ class IlsvrcTars(Source):
         """Train, then val, as packed."""
         train, val = self.root / TRAIN, self.root / VAL
         for name in (TRAIN, VAL, DEVKIT):
-            refuse_broken_link(self.root / name)
+            refuse_irregular(self.root / name)
         if not train.is_file():
             raise SourceError(f"{self.root} has {VAL} but no {TRAIN}: download it, too{_FROM}")
         devkit = self._devkit(needed=val.is_file())
@@ -102,11 +103,14 @@ def read_devkit(path: Path) -> Devkit:
     files = {m.base: data for m, data in contents(path, lambda m: m.base in (META, TRUTH))}
     try:
         rows = [_synset(row) for row in table(files[META], "synsets")]
-        truth = [int(line) for line in files[TRUTH].split()]
+        truth = [whole_number(line) for line in files[TRUTH].split()]
     except KeyError as error:
         raise SourceError(f"{path} lacks {error.args[0]}: download it again{_FROM}") from error
     except ValueError as error:
-        raise SourceError(f"{path} cannot be read ({error}): download it again{_FROM}") from error
+        raise SourceError(
+            f"{path} cannot be read, as {META} or {TRUTH} in it is damaged: download it "
+            f"again{_FROM}"
+        ) from error
     leaves = [row for row in rows if row[0] <= LEAVES]
     return Devkit(
         {number: wnid for number, wnid, _ in leaves}, {w: words for _, w, words in leaves}, truth

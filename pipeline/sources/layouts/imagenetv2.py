@@ -12,7 +12,7 @@ from pipeline.sources.scan import Scan, Source
 
 CLASSES = [str(number) for number in range(1000)]
 log = logging.getLogger(__name__)
-_MEMBER = re.compile(r"(?:^|/)(\d+)/[^/]+$")
+_MEMBER = re.compile(r"(?:^|/)([0-9]{1,9})/[^/]+$")
 
 
 class ImageNetV2(Source):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError, first_few
-from pipeline.files import from_json
+from pipeline.files import from_json, whole_number
 from pipeline.sources.classes import numbered_classes
 from pipeline.sources.containers.parquet import (
     files_column,
@@ -15,7 +15,7 @@ from pipeline.sources.containers.parquet import (
     refuse_paths_alone,
     schema_of,
 )
-from pipeline.sources.find import few_subfolders, gaps, natural, refuse_broken_link, single
+from pipeline.sources.find import few_subfolders, gaps, natural, refuse_irregular, single
 from pipeline.sources.index import Member
 from pipeline.sources.scan import Scan, Source
 from pipeline.sources.split_names import SPLIT_NAMES
@@ -23,7 +23,7 @@ from pipeline.sources.split_names import SPLIT_NAMES
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 _NAME = re.compile(rf"({'|'.join(SPLIT_NAMES)})(?:[-_.].*)?\.parquet", re.IGNORECASE)
-_PART = re.compile(r"-(\d+)-of-(\d+)")
+_PART = re.compile(r"-([0-9]+)-of-([0-9]+)")
 _MOST_CLASSES = 1_000_000  # a label beyond is a mistake
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,9 @@ class Parquet(Source):
             )
         parts = _parts(folder)
         for part in parts:
-            refuse_broken_link(part.path)
-        _refuse_irregular(parts)
+            refuse_irregular(part.path)
+        if folders := [part.path.name for part in parts if part.path.is_dir()]:
+            raise SourceError(f"{folder}: {first_few(folders)} is a folder: put the file there")
         parts = _split_of_test(parts)
         _warn_of_missing(parts)
         if not any(part.split == "train" for part in parts):
@@ -87,12 +88,6 @@ def _parts(folder: Path) -> list[_Part]:
             split = SPLIT_NAMES[match[1].lower()]
             found[split].append(_Part(folder / name, split))
     return [part for parts in found.values() for part in parts]
-
-
-def _refuse_irregular(parts: list[_Part]) -> None:
-    """To open a pipe takes for ever, and a folder is no file."""
-    if irregular := [str(part.path) for part in parts if not part.path.is_file()]:
-        raise SourceError(f"{first_few(irregular)}: no regular file; put the file itself there")
 
 
 def _split_of_test(parts: list[_Part]) -> list[_Part]:
@@ -136,10 +131,11 @@ def _class_names(parts: list[_Part]) -> list[str] | None:
     try:
         features = from_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[_first(LABEL_COLUMNS, schema.names)]["names"]
+        if isinstance(names, dict):  # {"0": …}, as older versions of the library wrote them
+            by_label = {whole_number(key): name for key, name in names.items()}
+            names = [by_label[label] for label in range(len(names))]
     except (KeyError, TypeError, ValueError):
         return None
-    if isinstance(names, dict):  # {"0": …}, as older versions of the library wrote them
-        names = [names[key] for key in sorted(names, key=int)]
     return [str(name) for name in names] if isinstance(names, list) and names else None
 
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import SourceError, first_few
-from pipeline.files import from_json
+from pipeline.files import from_json, whole_number
 from pipeline.sources.index import Member
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif")
 LABELS = ("cls", "json", "cls2", "txt")  # the first that is there and says something counts
+_ALIKE = ("cls", "json")  # where both are there, they have to agree
 _SURE = ("cls", "cls2")  # whatever else is there: these are no images of a class
 _EXPECTED = {"json": "JSON"}
 MOST_CLASSES = 1 << 20
@@ -118,7 +119,10 @@ def _image(key: str, files: Files, plain: bool, shard: Path) -> Member:
 
 
 def _label(key: str, files: Files, descriptor: int, shard: Path) -> int:
+    said: list[tuple[int, str]] = []  # labels, and the files that say them
     for kind in LABELS:
+        if said and kind not in _ALIKE:
+            break
         found = [member for suffix, member in files if suffix == kind]
         found = found or [member for suffix, member in files if _kind(suffix) == kind]
         if len(found) > 1:
@@ -126,8 +130,19 @@ def _label(key: str, files: Files, descriptor: int, shard: Path) -> int:
             raise SourceError(f"{shard}: two labels of the key {key}: {names}")
         for member in found:
             content = os.pread(descriptor, member.size, member.offset)
-            if (label := _number(content, kind, f"{shard}: {member.name}")) is not None:
-                return label
+            try:
+                label = _number(content, kind, f"{shard}: {member.name}")
+            except SourceError:
+                if not said:
+                    raise
+                continue  # what else may be in a `.json` beside a `.cls`
+            if label is not None:
+                said.append((label, member.name))
+    if len({label for label, _ in said}) > 1:
+        words = " and ".join(f"{name} says label {label}" for label, name in said)
+        raise SourceError(f"{shard}: {words}: correct one of them, or pack the tar without it")
+    if said:
+        return said[0][0]
     raise SourceError(
         f"{shard}: the key {key} has no label: expected {key}.cls (or .cls2, .txt) with a whole "
         f'number, or {key}.json with "label" or "cls". If the tar holds the images of a class, '
@@ -138,13 +153,16 @@ def _label(key: str, files: Files, descriptor: int, shard: Path) -> int:
 def _number(content: bytes, kind: str, where: str) -> int | None:
     """The number in a file; None if a `.json` says nothing of it or a `.txt` holds words."""
     try:
-        value = from_json(content) if kind == "json" else int(content)
+        value = from_json(content) if kind == "json" else whole_number(content)
     except ValueError as error:
         if kind == "txt":
             return None
         what = _EXPECTED.get(kind, "whole number")
         raise SourceError(f"{where} is no {what}: {content[:40]!r}") from error
     if isinstance(value, dict):
+        both = {value[name] for name in ("label", "cls") if isinstance(value.get(name), int)}
+        if len(both) > 1:
+            raise SourceError(f"{where} says label {value['label']} and cls {value['cls']}")
         value = value.get("label", value.get("cls"))
     if value is None:
         return None
