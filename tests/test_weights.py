@@ -104,12 +104,12 @@ def test_probabilities_are_pooled_as_they_say() -> None:
 
 
 def of(found: Answers, k: int) -> Outcomes:
-    return Outcomes.joined([outcomes(found.logits[k], found.labels)])
+    return Outcomes.of(outcomes(found.logits[k], found.labels).numpy())
 
 
 def test_outcomes_are_what_they_say() -> None:
     logits = torch.tensor([[3.0, 2, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5.0], [5, 4, 3, 2, 1, 0.0]])
-    found = Outcomes.joined([outcomes(logits, torch.tensor([0, 0, 1]))])
+    found = Outcomes.of(outcomes(logits, torch.tensor([0, 0, 1])).numpy())
     probabilities = logits.double().softmax(1)
     assert found.top1.tolist() == [True, False, False]
     assert found.top5.tolist() == [True, False, True]

@@ -205,9 +205,12 @@ def _measured(
     curves: dict[str, _Curve],
     progress_bar: ProgressBar,
 ) -> Measured:
-    with progress_bar(f"measuring on {split}", panel.data.manifest.written(split), "images") as go:
+    samples = panel.data.manifest.written(split)
+    with progress_bar(f"measuring on {split}", samples, "images") as go:
         return measure(
             cache.answers(panel, split),
+            len(panel.members),
+            samples,
             {name: fit.pooling for name, fit in fused.items()},
             [pooling for curve in curves.values() for pooling in curve.poolings],
             go,

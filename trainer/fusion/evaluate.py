@@ -65,9 +65,10 @@ def outcomes_on(
             "%s has %d of the classifier's %d classes: it answers among these",
             data.directory, len(columns), len(classifier.data.classes),
         )  # fmt: skip
-    with progress_bar(f"measuring on {split}", data.manifest.written(split), "images") as advance:
+    samples, fused = data.manifest.written(split), {"fused": classifier.pooling}
+    with progress_bar(f"measuring on {split}", samples, "images") as advance:
         answers = _answers(classifier, data, split, columns.to(classifier.device))
-        return measure(answers, {"fused": classifier.pooling}, [], advance)
+        return measure(answers, len(classifier.planes), samples, fused, [], advance)
 
 
 @torch.inference_mode()

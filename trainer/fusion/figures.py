@@ -14,6 +14,7 @@ from torch import Tensor
 _Z = 1.959964  # of the normal distribution, two-sided 95 %
 BINS = 15  # of confidence (Guo et al. 2017)
 _DRAWS = 10_000
+ROWS = 5  # of `outcomes`
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,8 @@ class Outcomes:
     predicted: NDArray[np.int32]
 
     @classmethod
-    def joined(cls, parts: list[Tensor]) -> "Outcomes":
-        """Of what `outcomes` gave, batch by batch."""
-        found = torch.cat(parts, dim=1).cpu().numpy()
+    def of(cls, found: NDArray[np.float32]) -> "Outcomes":
+        """Of what `outcomes` gave: (ROWS, n)."""
         return cls(found[0] > 0, found[1] > 0, found[2], found[3], found[4].astype(np.int32))
 
     @property
@@ -90,7 +90,7 @@ class Outcomes:
 
 
 def outcomes(logits: Tensor, labels: Tensor) -> Tensor:
-    """(5, B) float32 of a batch: top1, top5, nll, confidence, predicted. logits: (B, classes)."""
+    """(ROWS, B) float32: top1, top5, nll, confidence, predicted. logits: (B, classes)."""
     log_probabilities = logits.double().log_softmax(1)
     best = log_probabilities.topk(min(5, logits.shape[1]), dim=1)
     hits = best.indices == labels[:, None]

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.fusion.figures import Outcomes, outcomes
+from trainer.fusion.figures import ROWS, Outcomes, outcomes
 from trainer.fusion.pooling import Pooling
 
 Advance = Callable[[int, str], None]
@@ -30,34 +29,40 @@ class Measured:
 
 def measure(
     answers: Iterable[tuple[Tensor, Tensor]],
+    networks: int,
+    samples: int,
     fused: dict[str, Pooling],
     curve: list[Pooling],
     advance: Advance,
 ) -> Measured:
-    """Per sample only outcomes are kept; of `curve` only sums."""
-    alone: list[list[Tensor]] = []
-    together: dict[str, list[Tensor]] = {name: [] for name in fused}
-    hits = torch.zeros(len(curve), dtype=torch.float64)
-    differ, truth = None, list[Tensor]()
+    """Per sample only outcomes are kept; of `curve` only sums.
+
+    What is kept lies in memory from the beginning. A small result that stayed behind between the
+    large temporaries of each batch would leave a hole there that none of the next fits into: at
+    10,450 classes and 36 networks memory then grew without end.
+    """
+    rows = np.empty((networks + len(fused), ROWS, samples), np.float32)
+    truth = np.empty(samples, np.int64)
+    hits, differ = np.zeros(len(curve), np.int64), np.zeros((networks, networks), np.int64)
+    start = 0
     for logits, labels in answers:
-        alone = alone or [[] for _ in logits]
-        for parts, one in zip(alone, logits, strict=True):
-            parts.append(outcomes(one, labels).cpu())
-        for name, pooling in fused.items():
-            together[name].append(outcomes(pooling(logits), labels).cpu())
+        part = slice(start, start := start + len(labels))
+        for k, one in enumerate(logits):
+            rows[k, :, part] = outcomes(one, labels).cpu()
+        for k, pooling in enumerate(fused.values(), networks):
+            rows[k, :, part] = outcomes(pooling(logits), labels).cpu()
         for i, pooling in enumerate(curve):
-            hits[i] += float((pooling(logits).argmax(1) == labels).sum())
+            hits[i] += int((pooling(logits).argmax(1) == labels).sum())
         first = logits.argmax(2)
-        pairs = (first[:, None] != first[None]).sum(2).double().cpu()
-        differ = pairs if differ is None else differ + pairs
-        truth.append(labels.cpu())
+        differ += (first[:, None] != first[None]).sum(2).cpu().numpy()
+        truth[part] = labels.cpu()
         advance(len(labels), "")
-    assert differ is not None, "a split with samples"
-    samples = sum(map(len, truth))
+    assert start == samples, f"{start} of {samples} samples"
+    found = [Outcomes.of(own) for own in rows]
     return Measured(
-        networks=[Outcomes.joined(parts) for parts in alone],
-        fused={name: Outcomes.joined(parts) for name, parts in together.items()},
+        networks=found[:networks],
+        fused=dict(zip(fused, found[networks:], strict=True)),
         curve=(hits / samples).tolist(),
-        labels=torch.cat(truth).numpy(),
-        differ=(differ / samples).numpy(),
+        labels=truth,
+        differ=differ / samples,
     )
