@@ -24,7 +24,8 @@ def answers():
     print(resident())
 
 weights = Pooling((1.0,) * networks)
-measure(answers(), networks, batches * batch, dict.fromkeys("abcde", weights), [weights] * 22, lambda *_: None)
+fused = dict.fromkeys("abcde", weights)
+measure(answers(), networks, batches * batch, fused, [weights] * 22, lambda *_: None)
 """
 
 
