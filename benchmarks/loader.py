@@ -38,7 +38,7 @@ from pipeline.format.beton import BetonReader
 from pipeline.limits import usable_cores
 from pipeline.preparation import preparation
 from trainer.data.feed import Resident
-from trainer.data.field import PlaneField, decode_batch
+from trainer.data.field import CHUNK, PlaneField, decode_batch
 from trainer.data.loader import ShardLoader
 from trainer.data.selection import Prepared
 
@@ -58,7 +58,8 @@ def bare(path: Path) -> Epoch:
     def epoch(number: int) -> None:
         order = np.random.default_rng(number).permutation(reader.samples)
         numba.set_num_threads(usable_cores())
-        decode_batch(order, planes, status, reader.rows["f0"], file)
+        with numba.parallel_chunksize(CHUNK):
+            decode_batch(order, planes, status, reader.rows["f0"], file, usable_cores())
         assert not status.any()
 
     return epoch

@@ -114,7 +114,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
             "--out",
             out,
             "--workers",
-            2,
+            1,
             *options,
         )
         assert result.returncode == 0, result.stderr

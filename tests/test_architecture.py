@@ -17,7 +17,7 @@ SHARED = {
     *("format.beton", "format.manifest", "format.parts", "format.samples", "format.zstd"),
     *("planes.imaging", "preparation", "transforms", "catalogue"),
     "planes.kernels.analyse",  # its constants, for the exported split
-    *("console", "limits", "errors", "files", "ranges"),
+    *("console", "limits", "errors", "files", "ranges", "jit"),
 }
 # Packages and modules from the ground up: each may import what stands in the lines before its own
 LAYERS = {

@@ -1,9 +1,16 @@
-"""`--compile`: the same training but for rounding, and nothing compiled twice."""
+"""`--compile`: the same training but for rounding, and nothing compiled twice; without it torch's
+compiler is not even imported.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.conftest import ROOT, SHORTEST, SUB4
 from trainer.process.world import World
 from trainer.recipes.recipe import Optimizer, Recipe
 from trainer.run.step import Stepper
@@ -55,3 +62,25 @@ def test_compiled_training_is_the_same_but_for_rounding(
     states = [each.network.state_dict() | each.evaluated().state_dict() for each in pair]
     for name, value in states[0].items():
         assert torch.allclose(value.double(), states[1][name].double(), atol=tolerance), name
+
+
+TRAIN = """
+import sys
+from cli import main
+for optimizer, *words in (("sgd", sys.argv[1]), ("adamw", sys.argv[2])):
+    main(["train", "--data", *words, "--runs", sys.argv[3], "--shard", "0", "--recipe", "digits",
+          "--set", "epochs=2", "--set", "batch_size=16", "--set", "model_args.width=8", "--set",
+          "optimizer.lr=0.01", "--set", f"optimizer.name={optimizer}"], standalone_mode=False)
+print("torch._dynamo" in sys.modules, "sympy" in sys.modules)
+"""
+
+
+def test_plain_training_does_not_import_the_compiler(data: Path, tmp_path: Path) -> None:
+    """torch's own ways to it lead by its compiler, for more than half of a short run's CPU time."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, data / SUB4, data / SHORTEST, tmp_path],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\nFalse False\n"), done.stderr
+    assert len(list(tmp_path.rglob("result.json"))) == 2

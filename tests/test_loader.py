@@ -1,5 +1,7 @@
 """Batches from real betons: their order, both feeds, and what becomes of the loader's threads."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import torch
 from pipeline.errors import DamagedError
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
-from tests.conftest import RAW, SHORTEST, SUB4, WHOLE
+from tests.conftest import RAW, ROOT, SHORTEST, SUB4, WHOLE
+from trainer.data import crops, field
 from trainer.data.feed import Plan, feed
 from trainer.data.loader import ShardLoader
 from trainer.data.selection import Prepared
@@ -116,3 +119,32 @@ def test_memory_is_not_filled_behind_ffcv_s_back(
     for _ in loader.batches(np.arange(loader.samples)):
         assert torch.utils.deterministic.fill_uninitialized_memory  # again as it was
     assert filled == [False]
+
+
+def compiled(data: Path) -> int:
+    """How often decoders were compiled here for what reads shards; from the cache is not."""
+    for folder, kinds in {SUB4: ("",), SHORTEST: ("", "random_crops", "five_crops")}.items():
+        prepared = Prepared(data / folder, manifest.load(data / folder))
+        for kind in kinds:
+            options = {kind: True} if kind else {}
+            loader = ShardLoader(prepared, "val", 0, batch_size=16, device=CPU, **options)
+            loader.draw(0, 0, np.arange(loader.samples))
+            assert sum(len(y) for _, y in loader.batches(np.arange(loader.samples))) == 30
+    kernels = (field.decode_batch, crops._decode_batch, crops._decode_five_batch)
+    found = [kernel.stats for kernel in kernels]
+    assert all(stats.cache_hits or stats.cache_misses for stats in found)
+    return sum(sum(stats.cache_misses.values()) for stats in found)
+
+
+def test_decoders_are_compiled_once_a_machine_not_once_a_process(data: Path) -> None:
+    """For up to 3 s of CPU in each process that trains."""
+    compiled(data)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom tests.test_loader import compiled\n"
+        "print(compiled(Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error:Cannot cache", "-c", code, str(data)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("0\n", "")

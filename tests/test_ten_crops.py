@@ -15,7 +15,7 @@ from torchvision.transforms import TenCrop
 
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
-from tests.conftest import ROOT, SUB4, TINTS, WHOLE, Done, photograph, spectral, spectral_here
+from tests.conftest import ROOT, SUB4, TINTS, WHOLE, Done, photograph, spectral_here
 from tests.test_crops import CPU, decoded
 from trainer.data.normalise import Normaliser
 from trainer.data.selection import Prepared
@@ -47,9 +47,9 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image = Image.blend(image, Image.new("RGB", image.size, tint), 0.2)
                 image.save(folder / f"{number:03d}.jpg", quality=92)
     for resize in ("shortest", "crop"):
-        done = spectral(
+        done = spectral_here(
             "prepare", "toy", "--source", source, "--size", 32, "--calib", 0.2, "--out", out,
-            "--workers", 2, "--splits", 1, "--resize", resize,
+            "--workers", 1, "--splits", 1, "--resize", resize,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     return out

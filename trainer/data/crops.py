@@ -12,9 +12,11 @@ from typing import Any, ClassVar
 
 import numba
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
 from pipeline.format.beton import MODE_JPEG, MODE_RAW
+from pipeline.jit import external, parallel_kernel
 from trainer.data.field import CORRUPT, OK, WRONG_SIZE
 from trainer.data.stock import (
     AllocationQuery,
@@ -32,7 +34,15 @@ FIVE = 5  # four corners and the centre
 
 _WEYL, _MIX_1, _MIX_2 = map(np.uint64, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 _11, _27, _30, _31 = map(np.uint64, (11, 27, 30, 31))
-_imdecode, _resize, _memcpy = ctypes_imdecode, ctypes_resize, ctypes_memcopy
+_int32, _int64, _uint32, _size, _bool = (
+    types.int32, types.int64, types.uint32, types.uintp, types.boolean
+)  # fmt: skip
+_imdecode: Any = external(
+    "spectral_imdecode", ctypes_imdecode,
+    _int32(_size, _size, _uint32, _uint32, _size, *[_uint32] * 6, _bool, _bool),
+)  # fmt: skip
+_resize: Any = external("spectral_resize", ctypes_resize, _int32(*[_int64] * 11))
+_memcpy: Any = external("spectral_memcpy", ctypes_memcopy, _int32(_size, _size, _size))
 
 
 @numba.njit(error_model="numpy")
@@ -143,20 +153,18 @@ def _decode(row: Any, value: Any, scratch: Any, storage: Any, draw: Any) -> Any:
     return status
 
 
-@numba.njit(parallel=True, nogil=True, error_model="numpy")
+@parallel_kernel
 def _decode_batch(
-    indices: Any, values: Any, status: Any, metadata: Any, storage: Any, draws: Any, largest: Any
+    indices: Any, values: Any, status: Any, metadata: Any, storage: Any, scratch: Any, draws: Any
 ) -> None:
-    """draws: (B, 3) uint64, (seed, epoch, position), or (B, 0) for the centre; largest: bytes of
-    an image.
+    """scratch: (threads, bytes of the largest image). draws: (B, 3) uint64, (seed, epoch,
+    position), or (B, 0) for the centre.
     """
-    scratch = np.empty((numba.get_num_threads(), largest), np.uint8)
-    with numba.parallel_chunksize(1):
-        for i in numba.prange(len(indices)):
-            # Two dimensions: FFCV changes numba's type of one-dimensional uint8 arrays in place.
-            thread = numba.get_thread_id()  # type: ignore[attr-defined]
-            room = scratch[thread : thread + 1]
-            status[i] = _decode(metadata[indices[i]], values[i], room, storage, draws[i])
+    for i in numba.prange(len(indices)):
+        # Two dimensions: FFCV changes numba's type of one-dimensional uint8 arrays in place.
+        thread = numba.get_thread_id()  # type: ignore[attr-defined]
+        room = scratch[thread : thread + 1]
+        status[i] = _decode(metadata[indices[i]], values[i], room, storage, draws[i])
 
 
 @numba.njit(error_model="numpy")
@@ -179,17 +187,15 @@ def _decode_five(row: Any, values: Any, scratch: Any, storage: Any) -> Any:
     return status
 
 
-@numba.njit(parallel=True, nogil=True, error_model="numpy")
+@parallel_kernel
 def _decode_five_batch(
-    indices: Any, values: Any, status: Any, metadata: Any, storage: Any, largest: Any
+    indices: Any, values: Any, status: Any, metadata: Any, storage: Any, scratch: Any
 ) -> None:
-    """largest: bytes of an image."""
-    scratch = np.empty((numba.get_num_threads(), largest), np.uint8)
-    with numba.parallel_chunksize(1):
-        for i in numba.prange(len(indices)):
-            thread = numba.get_thread_id()  # type: ignore[attr-defined]
-            room = scratch[thread : thread + 1]  # two dimensions, as in _decode_batch
-            status[i] = _decode_five(metadata[indices[i]], values[i], room, storage)
+    """scratch: (threads, bytes of the largest image)."""
+    for i in numba.prange(len(indices)):
+        thread = numba.get_thread_id()  # type: ignore[attr-defined]
+        room = scratch[thread : thread + 1]  # two dimensions, as in _decode_batch
+        status[i] = _decode_five(metadata[indices[i]], values[i], room, storage)
 
 
 class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
@@ -221,7 +227,9 @@ class CentreDecoder(SimpleRGBImageDecoder):  # type: ignore[misc]
         def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
             values, status = memory
             centre = np.empty((len(indices), 0), np.uint64)
-            _decode_batch(indices, values, status, metadata, storage_state, centre, largest)
+            scratch = np.empty((numba.get_num_threads(), largest), np.uint8)
+            with numba.parallel_chunksize(1):
+                _decode_batch(indices, values, status, metadata, storage_state, scratch, centre)
             return values[: len(indices)]
 
         return decode
@@ -245,7 +253,9 @@ class FiveCropDecoder(CentreDecoder):
 
         def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
             values, status = memory
-            _decode_five_batch(indices, values, status, metadata, storage_state, largest)
+            scratch = np.empty((numba.get_num_threads(), largest), np.uint8)
+            with numba.parallel_chunksize(1):
+                _decode_five_batch(indices, values, status, metadata, storage_state, scratch)
             return values[: len(indices)]
 
         return decode
@@ -272,7 +282,9 @@ class RandomCropDecoder(CentreDecoder):
             values, status = memory
             draws, self._draws = self._draws[: len(indices)], self._draws[len(indices) :]
             assert len(draws) == len(indices), "crops are to be drawn before each pass"
-            _decode_batch(indices, values, status, metadata, storage_state, draws, largest)
+            scratch = np.empty((numba.get_num_threads(), largest), np.uint8)
+            with numba.parallel_chunksize(1):
+                _decode_batch(indices, values, status, metadata, storage_state, scratch, draws)
             return values[: len(indices)]
 
         return decode

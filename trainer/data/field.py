@@ -11,41 +11,48 @@ from typing import Any, ClassVar, cast
 
 import numba
 import numpy as np
+from numba import types
 
 from pipeline.format.beton import PLANE, PLANE_ARGUMENTS
 from pipeline.format.zstd import library
+from pipeline.jit import external, parallel_kernel
 from trainer.data.stock import ARG_TYPE, AllocationQuery, Field, IntDecoder, Operation, State
 
 OK, CORRUPT, WRONG_SIZE = 0, 1, 2
 
 _zstd = library()
-_create, _free = _zstd.ZSTD_createDCtx, _zstd.ZSTD_freeDCtx
-_decompress = _zstd.ZSTD_decompressDCtx
-_CHUNK = 8  # frames a thread takes at a time: frames differ, and one thread wakes late
+_create: Any = external("spectral_ZSTD_createDCtx", _zstd.ZSTD_createDCtx, types.uintp())
+_free: Any = external("spectral_ZSTD_freeDCtx", _zstd.ZSTD_freeDCtx, types.uintp(types.uintp))
+_decompress: Any = external(
+    "spectral_ZSTD_decompressDCtx", _zstd.ZSTD_decompressDCtx, types.uintp(*[types.uintp] * 5)
+)
+CHUNK = 8  # frames a thread takes at a time: frames differ, and one thread wakes late
 
 
-@numba.njit(parallel=True, nogil=True, error_model="numpy")
-def decode_batch(indices: Any, planes: Any, status: Any, metadata: Any, file: Any) -> None:
-    """Compiled once a process, whatever the number of loaders. One context a thread."""
-    threads = numba.get_num_threads()
+@parallel_kernel
+def decode_batch(
+    indices: Any, planes: Any, status: Any, metadata: Any, file: Any, threads: int
+) -> None:
+    """One context for each of numba's threads; CHUNK frames at a time, as the caller has to say:
+    how numba's own functions for both are called cannot be kept on disk.
+    """
     contexts = np.empty(threads, np.uint64)
     for thread in range(threads):
         contexts[thread] = _create()
     wanted = np.uint64(planes[0].size)
-    with numba.parallel_chunksize(_CHUNK):
-        for i in numba.prange(len(indices)):
-            row = metadata[indices[i]]
-            frame = file[row["ptr"] : row["ptr"] + np.uint64(row["size"])]
-            context = contexts[numba.get_thread_id()]  # type: ignore[attr-defined]
-            size = np.uint64(
-                _decompress(context, planes[i].ctypes.data, wanted, frame.ctypes.data, frame.size)
-            )
-            if size == wanted:
-                status[i] = OK
-            elif size > wanted or frame.size == 0:
-                status[i] = CORRUPT  # libzstd's error codes are the largest values of a size_t
-            else:
-                status[i] = WRONG_SIZE
+    for i in numba.prange(len(indices)):
+        row = metadata[indices[i]]
+        frame = file[row["ptr"] : row["ptr"] + np.uint64(row["size"])]
+        context = contexts[numba.get_thread_id()]  # type: ignore[attr-defined]
+        size = np.uint64(
+            _decompress(context, planes[i].ctypes.data, wanted, frame.ctypes.data, frame.size)
+        )
+        if size == wanted:
+            status[i] = OK
+        elif size > wanted or frame.size == 0:
+            status[i] = CORRUPT  # libzstd's error codes are the largest values of a size_t
+        else:
+            status[i] = WRONG_SIZE
     for thread in range(threads):
         _free(contexts[thread])
 
@@ -72,7 +79,10 @@ class PlaneDecoder(Operation):  # type: ignore[misc]
 
         def decode(indices: Any, memory: Any, metadata: Any, storage_state: Any) -> Any:
             planes, status = memory
-            decode_batch(indices, planes, status, metadata, storage_state[0])
+            with numba.parallel_chunksize(CHUNK):
+                decode_batch(
+                    indices, planes, status, metadata, storage_state[0], numba.get_num_threads()
+                )
             return planes[: len(indices)]
 
         return decode

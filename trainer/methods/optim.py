@@ -8,6 +8,14 @@ from torch import nn
 
 from trainer.recipes.recipe import Optimizer
 
+# torch marks these as not to be compiled when they are first called, and imports its compiler for
+# that, 4 s of CPU in every process; nothing here compiles them.
+_Base = torch.optim.Optimizer
+for _method in (_Base.state_dict, _Base.load_state_dict, _Base.zero_grad, _Base.add_param_group):
+    _plain = getattr(_method, "__wrapped__", None)
+    if _plain is not None:
+        _plain.__dynamo_disable = _plain
+
 
 def build(network: nn.Module, optimizer: Optimizer) -> torch.optim.Optimizer:
     """Over all parameters, in groups where weight decay is not for all of them."""

@@ -2,12 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import torch
-
 from pipeline.errors import ConfigError
 from trainer import models
 from trainer.console import table
 from trainer.models import others
+from trainer.models.meta import on_meta
 
 PLANE, CLASSES = (3, 56, 56), 1000  # plane of a 16-shard ImageNet at 224 px
 _COLUMNS = ("network", "parameters", "model_args")
@@ -60,7 +59,7 @@ def values(words: tuple[str, ...]) -> dict[str, Any]:
 
 def _ours(name: str) -> Ours:
     channels, size, _ = PLANE
-    with torch.device("meta"):
+    with on_meta():
         network = models.build(name, classes=CLASSES, channels=channels, size=size)
     count = sum(weight.numel() for weight in network.parameters())
     return Ours(name, count, [*models.arguments(name)])

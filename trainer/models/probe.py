@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, SpectralError
+from trainer.models.meta import on_meta
 
 _BATCH = 2  # batch norm in training wants more than one value
 _LONGEST = 300  # characters of somebody else's error
@@ -17,7 +18,7 @@ def probe(name: str, build: Callable[[], nn.Module], shape: tuple[int, ...], cla
     """
     try:
         try:
-            with torch.device("meta"):
+            with on_meta():
                 return _checked(name, build(), shape, classes)
         except RuntimeError:  # of a layer that cannot do without memory, or as on the CPU
             return _checked(name, build(), shape, classes)

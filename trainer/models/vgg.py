@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer.models import checks
 from trainer.models.blocks import fan_out, head, pool_to
+from trainer.models.meta import on_meta
 
 _SMALLEST = 32  # px; five pools
 _LARGEST_MAP = 7  # px; torchvision's pool in front of the linear layers
@@ -34,7 +35,7 @@ def build(
     checks.share(dropout=dropout)
     name = "vgg16_bn" if batch_norm else "vgg16"
     side = min(size // _SMALLEST, _LARGEST_MAP)
-    with torch.device("meta"):  # its 123 million weights are drawn once, below
+    with on_meta():  # its 123 million weights are drawn once, below
         network = torchvision.models.get_model(name, num_classes=classes, dropout=dropout)
         network.features[0] = nn.Conv2d(channels, 64, 3, padding=1)
         network.classifier[0] = nn.Linear(512 * side * side, _HIDDEN)

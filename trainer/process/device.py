@@ -41,7 +41,8 @@ def make_deterministic(wanted: bool) -> None:
     """Kernels that give the same bits each time, or the fastest ones. The CPU's always do."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-    torch.use_deterministic_algorithms(wanted)
+    if wanted != torch.are_deterministic_algorithms_enabled():  # imports torch's compiler, for 4 s
+        torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted
     torch.backends.cudnn.deterministic = wanted
 

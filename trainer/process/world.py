@@ -7,6 +7,7 @@ many there are. Without torchrun's variables it is one process, and nothing is s
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,3 +124,6 @@ def joined(device: torch.device) -> Iterator[World]:
             dist.init_process_group("gloo")
     yield World(rank, size, device)
     dist.destroy_process_group()  # not after an error: it would wait for the others
+    # gloo's threads, which may live on, still let go of the tensors of the last sum: that takes
+    # Python's lock, and a thread that asks for it while Python ends aborts the process
+    time.sleep(0.1)

@@ -4,6 +4,7 @@ Reading the decision would make the host wait for the device in every step, so a
 tensor `skipped`: () float32, 1 for a step that must not count, else 0.
 """
 
+from inspect import unwrap
 from itertools import groupby
 from typing import Any
 
@@ -106,7 +107,7 @@ def update(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
     """
     if isinstance(optimizer, FUSED):
         vars(optimizer).update(grad_scale=None, found_inf=skipped)
-        optimizer.step()
+        unwrap(type(optimizer).step)(optimizer)  # what is around it imports torch's compiler, 4 s
         return
     kept = {tensor: tensor.clone() for tensor in _tensors(optimizer)}
     optimizer.step()

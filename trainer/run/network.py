@@ -18,6 +18,7 @@ from trainer.data.normalise import Normaliser
 from trainer.methods.views import Views
 from trainer.models import others
 from trainer.models.air import WhiteningStem
+from trainer.models.meta import on_meta
 from trainer.models.probe import probe
 from trainer.process.device import autocast_dtype, free_memory
 from trainer.recipes.cookbook import resolve
@@ -48,7 +49,7 @@ def check_network(recipe: Recipe, data: Manifest, planes: int, code: Path | None
         channels, height, width = data.preparation.input_shape
         size = probe(recipe.model, build, (planes * channels, height, width), len(data.classes))
     else:  # checks its sizes itself
-        with torch.device("meta"):
+        with on_meta():
             size = sum(p.nbytes for p in build().parameters())
     free = free_memory(torch.device("cpu"))
     if size > free:
@@ -60,7 +61,7 @@ def check_network(recipe: Recipe, data: Manifest, planes: int, code: Path | None
 
 def network_on_meta(run: RunDir, data: Manifest, planes: int) -> nn.Module:
     """The network of a run without memory for its weights, to be counted."""
-    with torch.device("meta"):
+    with on_meta():
         return _builder(recipe_of(run), data, planes, code_of(run))()
 
 
