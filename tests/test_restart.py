@@ -56,21 +56,6 @@ def often(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
 
 
-@pytest.fixture(scope="session")
-def many(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
-    """3,750 images (links to 150), and three bad ones, in three classes, with a val split."""
-    root = tmp_path_factory.mktemp("many") / "source"
-    for split, copies in (("train", 30), ("val", 5)):
-        for path in sorted((source / split).rglob("*.jpg")):
-            folder = root / split / path.parent.name
-            folder.mkdir(parents=True, exist_ok=True)
-            for copy in range(copies):
-                os.link(path, folder / f"{path.stem}-{copy}.jpg")
-    for i in range(3):
-        (root / "train" / f"class_{i}" / f"0{i}-bad.jpg").write_bytes(b"no image")
-    return root
-
-
 def words(source: Path, out: Path, form: str, workers: int) -> list[str]:
     options = ("prepare", "many", "--source", source, *FORMS[form], "--out", out)
     return [*map(str, options), "--workers", str(workers)]
