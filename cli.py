@@ -305,21 +305,17 @@ def report(group: Path, data: Path | None, out: Path) -> None:
 
     Example: spectral report runs/cifar10/sub4/cifar-resnet20
     """
-    import tempfile
-
     from trainer.fusion.members import data_of
     from trainer.reports.page import write_report
 
     directory = data or data_of(group)
-    pictures = sheet = None
+    samples = sheet = None
     if directory is not None:
-        from pipeline.inspection.pictures import contact_sheet
-        from pipeline.inspection.pictures import pictures as drawn
+        from pipeline.inspection.pictures import Pictures
 
-        pictures = lambda split, numbers: drawn(directory, split, numbers)
-        with tempfile.TemporaryDirectory() as scratch:
-            sheet = contact_sheet(directory, Path(scratch) / "sheet.png")
-    size = write_report(group, out, pictures, sheet)
+        pictures = Pictures(directory)
+        samples, sheet = pictures.samples, pictures.sheet()
+    size = write_report(group, out, samples, sheet)
     click.echo(f"wrote {out} ({size / 1e6:.1f} MB)", err=True)
 
 

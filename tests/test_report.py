@@ -92,6 +92,19 @@ def test_without_the_data_there_is_a_page_without_pictures(group: Path, tmp_path
     assert "was not measured" in done.stderr
 
 
+def test_damaged_data_cost_a_report_its_pictures_alone(group: Path, tmp_path: Path) -> None:
+    """As where a shard was damaged that no network was trained on: said once."""
+    data = Path(shutil.copytree(group.parents[3] / "data" / "toy" / group.parent.name,
+                                tmp_path / group.parent.name))  # fmt: skip
+    shard = data / "train" / "shard_03.beton"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    done = report(group, tmp_path / "page.html", "--data", data)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the report lacks pictures: ") == 1
+    assert "shard_03.beton is truncated" in done.stderr
+    assert "data:image/webp" not in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("width", [400])
 def test_a_browser_shows_it_without_a_complaint(

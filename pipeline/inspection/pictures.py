@@ -1,23 +1,57 @@
 """Small pictures of stored samples, for reports: rebuilt from their planes, as WebP."""
 
 import io
+import logging
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+from pipeline.errors import SpectralError, describe
 from pipeline.format import manifest
 from pipeline.format.beton import BetonReader
 from pipeline.format.codec import stored
 from pipeline.inspection.sheet import draw
 from pipeline.planes.splitter import Splitter
 
+log = logging.getLogger(__name__)
 SIDE = 96  # px
 _QUALITY = 75
+_Found = TypeVar("_Found")
 
 
-def pictures(directory: Path, split: str, numbers: list[int]) -> list[bytes]:
-    """A WebP file for each of some samples of a split, by their numbers within its shards."""
+class Pictures:
+    """Of a prepared directory, as far as it is whole: what is damaged or gone is said once, and
+    nothing more is drawn, as the figures of a report do not depend on its pictures.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._whole = directory, True
+
+    def samples(self, split: str, numbers: list[int]) -> list[bytes]:
+        """A WebP file for each of some samples of a split, by their numbers within its shards."""
+        return self._drawn(lambda: _samples(self._directory, split, numbers)) or []
+
+    def sheet(self) -> bytes | None:
+        """The contact sheet of `spectral inspect --png` as WebP."""
+        return self._drawn(lambda: _sheet(self._directory))
+
+    def _drawn(self, draw: Callable[[], _Found]) -> _Found | None:
+        if not self._whole:
+            return None
+        try:
+            return draw()
+        except (SpectralError, OSError) as error:
+            self._whole = False
+            why = describe(error) if isinstance(error, OSError) else error
+            log.warning("the report lacks pictures: %s", why)
+            return None
+
+
+def _samples(directory: Path, split: str, numbers: list[int]) -> list[bytes]:
     found = manifest.load(directory)
     prep = found.preparation
     readers = [BetonReader(directory / found.shard(split, k)) for k in range(prep.splits)]
@@ -32,11 +66,12 @@ def pictures(directory: Path, split: str, numbers: list[int]) -> list[bytes]:
     return images
 
 
-def contact_sheet(directory: Path, scratch: Path) -> bytes:
-    """The sheet of `spectral inspect --png` as WebP; scratch: a file that may be written."""
-    draw(directory, scratch)
-    with Image.open(scratch) as image:
-        return _webp(image.convert("RGB"), max(image.size))
+def _sheet(directory: Path) -> bytes:
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "sheet.png"
+        draw(directory, file)
+        with Image.open(file) as image:
+            return _webp(image.convert("RGB"), max(image.size))
 
 
 def _webp(image: Image.Image, side: int) -> bytes:
