@@ -14,6 +14,9 @@ import torch
 from tests.conftest import SUB4, Done, spectral, spectral_here
 from tests.slurm import Slurm, await_
 from tests.test_prepare import TOY, files_of
+from trainer.cluster import script
+from trainer.cluster import slurm as commands
+from trainer.cluster.site import Site
 from trainer.cluster.slurm import preempted
 from trainer.record.weights import load_weights
 
@@ -165,6 +168,33 @@ def test_a_stopped_and_a_killed_task_go_on_and_others_fail_for_good(
     left = cluster.submit("all", "--dry-run")
     assert left.count("already finished") == 2
     assert "#SBATCH --array=2-3\n" in left
+
+
+def test_the_environment_does_not_change_what_slurm_is_asked(cluster: Cluster) -> None:
+    """By a site, by a user, or by an interactive job in which the command is typed."""
+    cluster.env = {"SBATCH_PARTITION": "urgent", "SBATCH_NO_REQUEUE": "1", "SBATCH_WAIT": "1",
+                   "SLURM_NTASKS": "3", "SQUEUE_STATES": "RUNNING"}  # fmt: skip
+    options = ("--partition", "main", "--at-once", 1, "--set", "epochs=1")
+    job = cluster.job("0-1", *options)
+    assert f"in the queue already, job {job}_1" in cluster.submit("0-1", *options)
+    for k in (0, 1):
+        assert cluster.slurm.await_state(f"{job}_{k}", "COMPLETED", "FAILED") == "COMPLETED"
+    found = cluster.slurm.details(f"{job}_0")
+    assert (found["Partition"], found["Requeue"]) == ("main", "1")
+
+
+def test_a_job_that_is_cancelled_before_it_goes_on_submits_nothing(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
+    site = Site(cpus=1, spread=0, command="touch", setup=(f"touch {tmp_path}/there", "sleep 60"))
+    text = script.go_on("spectral-all-x", tmp_path, [str(tmp_path / "went_on")], site)
+    (tmp_path / "job.sh").write_text(text)
+    job = commands.submit(tmp_path / "job.sh")
+    assert await_((tmp_path / "there").exists)
+    slurm.run("scancel", job)
+    assert await_(lambda: slurm.details(job)["JobState"] == "CANCELLED")
+    assert not await_((tmp_path / "went_on").exists, 2)
 
 
 @pytest.mark.chaos

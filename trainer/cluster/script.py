@@ -7,6 +7,7 @@ from pathlib import Path
 
 from trainer.cluster.commands import STARTS
 from trainer.cluster.site import Site
+from trainer.cluster.slurm import MARK
 from trainer.cluster.tasks import LIST
 
 WARNING = 300  # seconds before a time limit, in which a checkpoint has to be written
@@ -94,11 +95,9 @@ def go_on(name: str, logs: Path, words: Sequence[str], site: Site) -> str:
         "--kill-on-invalid-dep=yes",
         f"--chdir={Path.cwd()}",
     ]
+    lines = "\n".join(_before(site))  # no trap: without srun, a cancelled one would go on
     return f"""{_head(name, logs / "job.log", options, site)}
-{_start(outside)}
-for name in ${{!SLURM_@}}; do  # what this job was told is not for those that it submits
-    [ $name = SLURM_CONF ] || unset $name
-done
+{lines}
 {outside.program} {shlex.join(words)}
 """
 
@@ -132,15 +131,19 @@ def _head(name: str, log: Path, options: list[str], site: Site) -> str:
     words += [f"--mail-user={site.mail}", "--mail-type=END,FAIL"] if site.mail else []
     lines = [shlex.quote(word) for word in words]
     lines += [shlex.join(site.options)] if site.options else []
-    return "\n".join(["#!/bin/bash", *(f"#SBATCH {line}" for line in lines)])
+    return "\n".join(["#!/bin/bash", *(MARK + line for line in lines)])
 
 
 def _start(site: Site) -> str:
-    lines = ["trap : TERM USR1 USR2  # srun hands them on: wait for it, and see how it ends"]
-    lines += site.setup
+    trap = "trap : TERM USR1 USR2  # srun hands them on: wait for it, and see how it ends"
+    return "\n".join([trap, *_before(site)])
+
+
+def _before(site: Site) -> list[str]:
+    lines = [*site.setup]
     if site.spread > 1:
         lines.append(f"sleep $((RANDOM % {site.spread}))  # not all open their files at once")
-    return "\n".join(lines)
+    return lines
 
 
 def _srun(site: Site) -> str:

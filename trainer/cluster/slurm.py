@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,14 @@ from pathlib import Path
 from pipeline.errors import SpectralError
 
 PREFIX = "spectral-"  # of the names of our jobs; the rest says which list their tasks are of
+MARK = "#SBATCH "  # of a line of a script that holds options
 SECONDS = 60  # that an answer may take
 _FORMAT = "%i|%T|%r|%N|%j"
 MOST_TASKS = 1001  # Slurm's default
+# Slurm is there. What else the environment says would change our requests unseen: which jobs there
+# are (SQUEUE_STATES), or what the job was told in which we are typed (SLURM_NTASKS)
+_KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+_DROPPED = ("SLURM_", "SQUEUE_", "SBATCH_ARRAY_INX", "SBATCH_WAIT")
 
 
 class SlurmError(SpectralError):
@@ -39,8 +45,9 @@ def call(*command: str, text: str | None = None) -> str:
     """What it answers; SlurmError with what it complains of."""
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=SECONDS, check=False
-        )
+            command, input=text, capture_output=True, text=True, timeout=SECONDS, check=False,
+            env=_environment(),
+        )  # fmt: skip
     except FileNotFoundError as error:
         raise SlurmError(
             f"{command[0]} is not installed here: type this on a login node of the cluster"
@@ -51,6 +58,15 @@ def call(*command: str, text: str | None = None) -> str:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise SlurmError(f"{command[0]}: {said[-1] if said else f'status {done.returncode}'}")
     return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what would change Slurm's answers."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not name.startswith(_DROPPED)
+    }
 
 
 def queued() -> list[Queued]:
@@ -89,6 +105,11 @@ def max_array(*, dry_run: bool) -> int:
 
 
 def submit(script: Path, dependency: str = "") -> str:
-    """The number of the new job."""
-    words = [f"--dependency={dependency}"] * bool(dependency)
+    """The number of the new job. The script's options are said on the command line too, as a site's
+    SBATCH_PARTITION and the like win over the script.
+    """
+    lines = script.read_text().splitlines()
+    marked = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
+    words = [word for line in marked for word in shlex.split(line)]
+    words += [f"--dependency={dependency}"] * bool(dependency)
     return call("sbatch", "--parsable", *words, str(script)).strip().partition(";")[0]
