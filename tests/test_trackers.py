@@ -1,7 +1,6 @@
 """Curves of a real run, read back from where `--log-to` sent them."""
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,11 +63,14 @@ def test_the_command_line_names_those_that_there_are() -> None:
     "name",
     ["tensorboard", *(pytest.param(n, marks=pytest.mark.chaos) for n in ("mlflow", "trackio"))],
 )
-def test_curves_go_to_a_tracker_too(name: str, data: Path, tmp_path: Path) -> None:
+def test_curves_go_to_a_tracker_too(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if find_spec(name) is None:
         leave_out(f"{name} is not installed")
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/mlflow.db"
-    os.environ["TRACKIO_DIR"] = str(tmp_path / "trackio")
+    monkeypatch.chdir(tmp_path)  # where MLflow keeps files
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     done = train(data / SUB4, tmp_path, "--shard", 0, "--log-to", name)
     assert done.returncode == 0, done.stderr
     run = tmp_path / SUB4 / LABEL / "shard_00"
